@@ -1,0 +1,67 @@
+"""The main job in one command: `python -m simulations.demo [--output DIR] [OVERRIDE ...]`.
+
+A federation of different Vision Transformers on Flower's simulation engine, distilled into
+one student. Exits with 1 when the run failed; `flwr run` itself does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from server.run import check_models
+from simulations.superlink import PROJECT, LaunchError, superlink
+from smi_fed.checks import SettingError
+from smi_fed.config import load_settings
+from smi_fed.files import writable_directory
+from smi_fed.report import print_summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the federation; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "demo", help="artefact directory")
+    parser.add_argument("--clients", type=int, default=4, help="number of simulated clients")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as seed=1 inversion=dense")
+    options = parser.parse_args(arguments)
+    output = options.output.expanduser().absolute()
+    overrides = " ".join(map(shlex.quote, [f"strategy.min_nodes={options.clients}", *options.overrides]))
+    try:
+        check_models(load_settings(PROJECT / "conf", overrides))
+        writable_directory(output)
+    except (SettingError, OSError) as error:
+        print(f"smi-fed: {error}", file=sys.stderr)
+        return 2
+    (output / "report.json").unlink(missing_ok=True)
+    try:
+        with superlink() as link:
+            status = link.run(overrides, output, supernodes=options.clients)
+    except LaunchError as error:
+        print(f"smi-fed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("smi-fed: interrupted; the SuperLink has been stopped", file=sys.stderr)
+        return 130
+    return conclude(status, output)
+
+
+def conclude(status: str, output: Path) -> int:
+    """Print the closing table, or why there is none; returns the exit status."""
+    try:
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"smi-fed: the run ended as {status} and left no report ({error})", file=sys.stderr)
+        return 1
+    if status != "finished:completed" or report["status"] != "completed":
+        print(f"smi-fed: the run ended as {status}: {report.get('reason', 'see the log above')}", file=sys.stderr)
+        return 1
+    print_summary(report)
+    print(f"artefacts: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

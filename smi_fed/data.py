@@ -1,0 +1,218 @@
+"""Images and how clients share them.
+
+Nothing here needs a network but `hub_images`, which asks flwr-datasets for a hub data set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from smi_fed.checks import is_integer, is_number, require, require_choice
+
+SOURCES = ("digits", "hub", "folder")
+SCHEMES = ("iid", "dirichlet", "pathological")
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images.
+
+    Attributes:
+        images: (n, c, h, w) float32 in [0, 1].
+        labels: (n,) int64.
+        class_names: in the order of the labels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n, m = len(self.images), len(self.labels)
+        require(self.images.ndim == 4 and n == m, "images", tuple(self.images.shape), f"(n, c, h, w) with {m} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor | NDArray[np.int64] | list[int]) -> ImageSet:
+        """The images at `indices`."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        return ImageSet(self.images[rows], self.labels[rows], self.class_names)
+
+    def label_counts(self) -> Tensor:
+        """(classes,) int64, images per class."""
+        return torch.bincount(self.labels, minlength=len(self.class_names))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are divided.
+
+    Args:
+        source: digits (embedded) | hub | folder.
+        name: hub data set or directory; unused for digits.
+        image_size: pixels per side.
+        channels: 1 | 3.
+        test_fraction: share held out of a source that has no test split, inside (0, 1).
+        image_column, label_column: of a hub data set.
+        scheme: iid | dirichlet | pathological.
+        alpha: Dirichlet's concentration, above 0.
+        classes_per_partition: of the pathological scheme.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    source: str = "digits"
+    name: str = ""
+    image_size: int = 32
+    channels: int = 1
+    test_fraction: float = 0.25
+    image_column: str = "image"
+    label_column: str = "label"
+    scheme: str = "dirichlet"
+    alpha: float = 0.5
+    classes_per_partition: int = 2
+
+    def __post_init__(self) -> None:
+        require_choice("source", self.source, SOURCES)
+        require_choice("scheme", self.scheme, SCHEMES)
+        require(self.source == "digits" or bool(self.name), "name", self.name, f"a name for source {self.source}")
+        size = self.image_size
+        require(is_integer(size) and size >= 8, "image_size", size, "an int >= 8")
+        require(self.channels in (1, 3), "channels", self.channels, "1 | 3")
+        fraction = self.test_fraction
+        require(is_number(fraction) and 0 < fraction < 1, "test_fraction", fraction, "a number inside (0, 1)")
+        require(is_number(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number > 0")
+        classes = self.classes_per_partition
+        require(is_integer(classes) and classes > 0, "classes_per_partition", classes, "an int >= 1")
+
+
+def load_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of the configured source; the test split is the same for every seed."""
+    if config.source == "digits":
+        return digits(config.image_size, config.channels, config.test_fraction)
+    if config.source == "hub":
+        return hub_images(config)
+    return folder_images(config)
+
+
+@lru_cache(maxsize=2)
+def digits(size: int = 32, channels: int = 1, test_fraction: float = 0.25) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of scikit-learn's 1797 handwritten digits, 8x8 grey, enlarged to `size`."""
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
+    images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False).repeat(1, channels, 1, 1)
+    return _split(ImageSet(images, torch.tensor(data.target), tuple("0123456789")), test_fraction)
+
+
+def _split(images: ImageSet, test_fraction: float) -> tuple[ImageSet, ImageSet]:
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=test_fraction, stratify=images.labels.numpy(), random_state=SPLIT_SEED
+    )
+    return images.select(train), images.select(test)
+
+
+def folder_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) from `name`/train and `name`/test, or from one folder that is split.
+
+    Raises:
+        FileNotFoundError: naming the directory.
+    """
+    from torchvision.datasets import ImageFolder
+
+    root = Path(config.name)
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.name: got {config.name!r}, allowed: a directory of class directories")
+
+    def read(directory: Path) -> ImageSet:
+        folder = ImageFolder(os.fspath(directory))
+        images = torch.stack([_to_tensor(image, config) for image, _ in folder])
+        return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes))
+
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        return read(root / "train"), read(root / "test")
+    return _split(read(root), config.test_fraction)
+
+
+def hub_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a hub data set, loaded through flwr-datasets."""
+    from flwr_datasets import FederatedDataset
+
+    federated = FederatedDataset(dataset=config.name, partitioners={})
+    return from_datasets({split: federated.load_split(split) for split in ("train", "test")}, config)
+
+
+def from_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) from `datasets.Dataset` splits; without a test split the train split is divided.
+
+    Raises:
+        SettingError: a column that is not there.
+    """
+
+    def read(split: Any) -> ImageSet:
+        for key in ("image_column", "label_column"):
+            column = getattr(config, key)
+            require(column in split.column_names, key, column, " | ".join(split.column_names))
+        images = torch.stack([_to_tensor(image, config) for image in split[config.image_column]])
+        labels = torch.tensor(split[config.label_column])
+        names = getattr(split.features[config.label_column], "names", None)
+        names = names or [str(label) for label in range(int(labels.max()) + 1)]
+        return ImageSet(images, labels, tuple(names))
+
+    if "test" in splits:
+        return read(splits["train"]), read(splits["test"])
+    return _split(read(splits["train"]), config.test_fraction)
+
+
+def _to_tensor(image: Any, config: DataConfig) -> Tensor:
+    """A PIL image as float32 (c, h, w) in [0, 1] of the configured size."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels = pil_to_tensor(image.convert("L" if config.channels == 1 else "RGB")).float() / 255
+    size = (config.image_size, config.image_size)
+    return F.interpolate(pixels[None], size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def partition(labels: Tensor, config: DataConfig, partitions: int, seed: int) -> list[NDArray[np.int64]]:
+    """Indices of each partition, by flwr-datasets' partitioners; some may be empty.
+
+    Raises:
+        SettingError: fewer than one partition, or more classes per partition than there are.
+    """
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
+
+    require(is_integer(partitions) and partitions > 0, "partitions", partitions, "an int >= 1")
+    if config.scheme == "iid":
+        partitioner: Any = IidPartitioner(partitions)
+    elif config.scheme == "dirichlet":
+        partitioner = DirichletPartitioner(
+            partitions, "label", config.alpha, min_partition_size=0, self_balancing=True, seed=seed
+        )
+    else:
+        classes, wanted = len(labels.unique()), config.classes_per_partition
+        require(wanted <= classes, "classes_per_partition", wanted, f"at most the {classes} classes")
+        partitioner = PathologicalPartitioner(
+            partitions, "label", wanted, class_assignment_mode="deterministic", shuffle=True, seed=seed
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    partitioner.dataset = Dataset.from_dict({"index": order, "label": labels.numpy()[order]})
+    parts = [partitioner.load_partition(i) for i in range(partitions)]
+    return [np.array(part["index"], dtype=np.int64) for part in parts]

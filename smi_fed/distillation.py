@@ -1,0 +1,220 @@
+"""A student taught by several teachers on synthetic images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smi_fed import tokens
+from smi_fed.checks import is_number, require, require_choice
+from smi_fed.models import Classifier
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import TrainingConfig, optimiser, shift_images
+
+ENSEMBLES = ("uniform", "examples", "class")
+
+
+@dataclass(frozen=True)
+class DistillationConfig(TrainingConfig):
+    """Settings of `distill`; those of `TrainingConfig` are the student's optimiser.
+
+    Args:
+        temperature: of both softmaxes, above 0.
+        mixup: Beta parameter of mixing pairs of synthetic images; 0 is off.
+        tokens: which tokens the student is shown: all | kept | mixed (either, by batch).
+        ensemble: how teachers are weighted: uniform | examples | class.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    batch_size: int = 128
+    temperature: float = 2.0
+    mixup: float = 1.0
+    tokens: str = "all"
+    ensemble: str = "class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(is_number(self.temperature) and self.temperature > 0, "temperature", self.temperature, "a number > 0")
+        require(is_number(self.mixup) and self.mixup >= 0, "mixup", self.mixup, "a number >= 0")
+        require_choice("tokens", self.tokens, ("all", "kept", "mixed"))
+        require_choice("ensemble", self.ensemble, ENSEMBLES)
+
+
+@dataclass
+class DistillationRecord:
+    """What a distillation did: steps, seconds, and the loss after each step."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Sequence[Sequence[int] | None]) -> Tensor:
+    """Weight of each teacher for each class.
+
+    Args:
+        kind: uniform | examples (by the client's examples) | class (by its examples of that class).
+        num_examples: per teacher.
+        label_counts: per teacher, examples of each class; needed for `class`.
+
+    Returns:
+        (teachers, classes) or (teachers, 1) float32; every column sums to 1. A class that
+        nobody has seen is weighted evenly.
+
+    Raises:
+        ValueError: an unknown kind, negative counts, or `class` without every teacher's counts.
+    """
+    require_choice("ensemble", kind, ENSEMBLES)
+    if kind == "class":
+        if any(counts is None for counts in label_counts):
+            raise ValueError("ensemble: got 'class' but not every client sent label counts, allowed: uniform | examples")
+        weights = torch.tensor([list(counts or ()) for counts in label_counts], dtype=torch.float32)
+    else:
+        values = [1.0] * len(num_examples) if kind == "uniform" else [float(n) for n in num_examples]
+        weights = torch.tensor(values)[:, None]
+    if bool((weights < 0).any()):
+        raise ValueError("ensemble: got negative counts, allowed: counts >= 0")
+    total = weights.sum(0)
+    return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / len(weights))
+
+
+def ensemble_probabilities(logits: Sequence[Tensor], weights: Tensor, temperature: float = 1.0) -> Tensor:
+    """Weighted mean (b, classes) of the teachers' softened probabilities, normalised again.
+
+    With weights per class this is FedDF's average logits' cousin for skewed clients: a
+    teacher is heard on a class as far as it has seen it.
+    """
+    softened = torch.stack([(each / temperature).softmax(-1) for each in logits])
+    mixed = (weights[:, None].to(softened) * softened).sum(0)
+    return mixed / mixed.sum(-1, keepdim=True)
+
+
+def distill(
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    images: SparseImages | Sequence[SparseImages],
+    config: DistillationConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> DistillationRecord:
+    """Teach `student`, in place and on its own device, what the teachers say of the images.
+
+    Minimises T^2 KL(ensemble || student) at temperature T (Hinton et al., 2015) over
+    shifted and mixed synthetic images. The student is left in evaluation mode; teachers
+    are left as they were.
+
+    Args:
+        teachers: modules that take images in [0, 1]; any patch size.
+        images: one set or several (of different patch size).
+        generator: source of every random choice; a fresh seed of 0 when None.
+        weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform.
+        progress: called with (steps done, loss tensor) after every step.
+
+    Raises:
+        ValueError: no teachers, no images, or `tokens` other than all for a student without tokens.
+    """
+    config = config or DistillationConfig()
+    generator = generator or torch.Generator().manual_seed(0)
+    sets = [images] if isinstance(images, SparseImages) else list(images)
+    if not teachers or not sum(map(len, sets)):
+        raise ValueError(f"distill: got {len(teachers)} teachers and {sum(map(len, sets))} images, need both")
+    device = next(student.parameters()).device
+    weights = (torch.full((len(teachers), 1), 1 / len(teachers)) if weights is None else weights).to(device)
+    pixels = torch.cat([each.images for each in sets]).to(device)
+    shown = _Shown(student, sets, config, device)
+    adam, cycle = optimiser(student, config)
+    before = [teacher.training for teacher in teachers]
+    for teacher in teachers:
+        teacher.eval()
+    started, losses = time.perf_counter(), []
+    student.train()
+    try:
+        for step in range(config.steps):
+            rows = torch.randint(len(pixels), (config.batch_size,), generator=generator).to(device)
+            batch = shift_images(pixels[rows], config.jitter, generator)
+            batch = mix(batch, config.mixup, generator)
+            with torch.no_grad():
+                wanted = ensemble_probabilities([t(batch) for t in teachers], weights, config.temperature)
+            loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), config.clip)
+            adam.step()
+            cycle.step()
+            losses.append(loss.detach())
+            if progress is not None:
+                progress(step + 1, losses[-1])
+    finally:
+        student.eval()
+        for teacher, mode in zip(teachers, before, strict=True):
+            teacher.train(mode)
+    return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(wanted || softmax(logits / T)), mean over the batch (scalar)."""
+    return temperature**2 * F.kl_div((logits / temperature).log_softmax(-1), wanted, reduction="batchmean")
+
+
+def mix(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Each image (b, c, h, w) mixed with another of the batch (Zhang et al., 2018); the larger share stays its own."""
+    if not alpha:
+        return images
+    # Beta(a, a) from two gamma draws, which take a generator; only a = 1 is uniform.
+    b = len(images)
+    if alpha == 1:
+        share = torch.rand(b, generator=generator)
+    else:
+        gammas = torch._standard_gamma(torch.full((2, b), float(alpha)), generator=generator)
+        share = gammas[0] / gammas.sum(0)
+    share = torch.maximum(share, 1 - share).to(images).view(-1, 1, 1, 1)
+    other = torch.randperm(b, generator=generator).to(images.device)
+    return share * images + (1 - share) * images[other]
+
+
+class _Shown:
+    """The student's view: all tokens, or those over the patches that inversion kept."""
+
+    def __init__(
+        self, student: nn.Module, sets: Sequence[SparseImages], config: DistillationConfig, device: torch.device
+    ) -> None:
+        self.student, self.mode = student, config.tokens
+        if self.mode == "all":
+            return
+        backbone = student.backbone if isinstance(student, Classifier) else None
+        if not isinstance(student, Classifier) or backbone is None or not tokens.is_token_model(backbone):
+            raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
+        self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
+        cover = torch.cat([coverage(each, self.patch_size) for each in sets])
+        # One number of tokens for all, so that they share a batch: the mean share that was kept.
+        count = max(1, math.ceil(float(cover.mean()) * cover.shape[1]))
+        self.kept = cover.topk(count, dim=1).indices.sort(dim=1).values.to(device)
+
+    def logits(self, batch: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        everything = self.mode == "all"
+        if self.mode == "mixed":
+            everything = bool(torch.rand((), generator=generator) < 0.5)
+        if everything:
+            return self.student(batch)
+        student = self.student
+        assert isinstance(student, Classifier)
+        patches = tokens.to_patches((batch - student.mean) / student.std, self.patch_size)
+        kept = self.kept[rows]
+        return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
+
+
+def coverage(images: SparseImages, patch_size: tuple[int, int]) -> Tensor:
+    """Share (b, n) of each patch of another grid that lies under kept patches."""
+    ph, pw = images.patch_size
+    pixels = images.mask.float().repeat_interleave(ph, 1).repeat_interleave(pw, 2)
+    return F.avg_pool2d(pixels[:, None], patch_size).flatten(1)

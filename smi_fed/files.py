@@ -1,0 +1,93 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+class FileFormatError(ValueError):
+    """A file that is truncated, foreign or of an unknown version; the message names it."""
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block succeeds."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinities are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], kind: str, version: int, **metadata: str
+) -> None:
+    """Write tensors as safetensors, atomically, with a format name and version in the metadata."""
+    header = {"format": kind, "version": str(version), **metadata}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(contiguous, part, metadata=header)
+
+
+def load_tensors(
+    path: str | os.PathLike[str], kind: str, version: int
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: nothing stands at `path`.
+        FileFormatError: the file is truncated, not safetensors, of another format or
+            of an unknown version (both versions are named).
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except SafetensorError as error:
+        raise FileFormatError(f"{path}: truncated or not a safetensors file ({error})") from error
+    if metadata.get("format") != kind:
+        raise FileFormatError(f"{path}: format is {metadata.get('format')!r}, expected {kind!r}")
+    if metadata.get("version") != str(version):
+        raise FileFormatError(
+            f"{path}: {kind} version is {metadata.get('version')!r}, this smi-fed reads version {str(version)!r}"
+        )
+    return tensors, metadata
+
+
+def writable_directory(path: str | os.PathLike[str]) -> Path:
+    """Create `path` if needed and prove that files can be written there.
+
+    Raises:
+        PermissionError or another OSError naming the path.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".probe."):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write to the directory {directory}: {error}") from error
+    return directory

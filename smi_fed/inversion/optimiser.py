@@ -1,0 +1,56 @@
+"""Adam over parameters whose images may be of different age."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.parametrisation import Parameters
+
+EPSILON = 1e-8
+
+
+@dataclass
+class Moments:
+    """Adam's first and second moments, shaped like the parameters."""
+
+    first: Parameters
+    second: Parameters
+
+    @classmethod
+    def zeros(cls, parameters: Parameters) -> Moments:
+        """Moments before the first step."""
+        return cls(*({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2)))
+
+
+def learning_rate(config: InversionConfig, age: Tensor) -> Tensor:
+    """Rate (b,) of images of `age` (b,) iterations."""
+    rate = torch.full_like(age, config.learning_rate, dtype=torch.float64)
+    if config.learning_rate_decay == "cosine":
+        rate = rate * 0.5 * (1 + (math.pi * age / config.iterations).cos())
+    return rate
+
+
+@torch.no_grad()
+def adam_step(parameters: Parameters, moments: Moments, age: Tensor, config: InversionConfig) -> None:
+    """One step in place from `.grad` (Kingma and Ba, 2015, algorithm 1).
+
+    `torch.optim.Adam` counts steps per tensor; here each image counts its own, so that
+    images of different age share a batch.
+    """
+    beta1, beta2 = config.betas
+    steps = age + 1
+    scale = learning_rate(config, age) / (1 - beta1**steps)
+    correction = (1 - beta2**steps).sqrt()
+    for name, parameter in parameters.items():
+        gradient, first, second = parameter.grad, moments.first[name], moments.second[name]
+        assert gradient is not None
+        per_image = (-1,) + (1,) * (parameter.ndim - 1)
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = (second.sqrt() / correction.to(second).view(per_image)).add_(EPSILON)
+        parameter.sub_(first / denominator * scale.to(first).view(per_image))

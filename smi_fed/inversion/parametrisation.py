@@ -1,0 +1,101 @@
+"""How an image is written down while it is optimised."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from smi_fed import tokens
+from smi_fed.inversion import randomness
+from smi_fed.inversion.teacher import Teacher
+
+Parameters = dict[str, Tensor]
+"""Named tensors with the images of the batch first; float, one row per image."""
+
+
+class Parametrisation(Protocol):
+    """Turns parameters into normalised pixels."""
+
+    def start(self, key: int, ids: Tensor) -> Parameters:
+        """Initial parameters of images `ids` (b,), a function of key and id alone."""
+        ...
+
+    def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
+        """Normalised pixels (b, k, c, ph, pw) of the patches `kept` (b, k)."""
+        ...
+
+    def drop(self, parameters: Parameters, remaining: Tensor) -> Parameters:
+        """Parameters, or their moments, of `remaining` (b, k') out of the patches kept so far."""
+        ...
+
+    def project(self, parameters: Parameters) -> None:
+        """Move the parameters back, in place, to where pixels lie in [0, 1]."""
+        ...
+
+
+class FreePixels:
+    """Every pixel on its own, in the teacher's normalised space (the paper's, section 3).
+
+    Parameters are the kept patches alone, so what stopped has no optimiser state either.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.low = (0 - teacher.mean) / teacher.std
+        self.high = (1 - teacher.mean) / teacher.std
+
+    def start(self, key: int, ids: Tensor) -> Parameters:
+        (gh, gw), (ph, pw), c = self.teacher.grid, self.teacher.patch_size, self.teacher.channels
+        noise = randomness.normal(key, ids, 0, randomness.START, c * gh * ph * gw * pw)
+        images = noise.to(self.low.dtype).view(-1, c, gh * ph, gw * pw)
+        return {"pixels": tokens.to_patches(images, (ph, pw))}
+
+    def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
+        return parameters["pixels"]
+
+    def drop(self, parameters: Parameters, remaining: Tensor) -> Parameters:
+        return {"pixels": tokens.take(parameters["pixels"], remaining)}
+
+    def project(self, parameters: Parameters) -> None:
+        torch.clamp(parameters["pixels"], self.low, self.high, out=parameters["pixels"])
+
+
+class Pyramid:
+    """A sum of coarse grids, upsampled and squashed: images of low frequency.
+
+    A step moves whole regions, so the optimiser cannot hide an adversarial pattern in
+    single pixels. Bilinear upsampling; 0.5 + 0.5 tanh maps to [0, 1].
+
+    Args:
+        levels: side lengths of the grids in coefficients.
+        scale: standard deviation of the start's coefficients.
+    """
+
+    def __init__(self, teacher: Teacher, levels: tuple[int, ...], scale: float) -> None:
+        self.teacher, self.levels, self.scale = teacher, levels, scale
+
+    def start(self, key: int, ids: Tensor) -> Parameters:
+        c, dtype = self.teacher.channels, self.teacher.mean.dtype
+        counts = [c * level * level for level in self.levels]
+        noise = self.scale * randomness.normal(key, ids, 0, randomness.START, sum(counts))
+        parts = noise.to(dtype).split(counts, dim=1)
+        return {
+            f"level{level}": part.reshape(-1, c, level, level) for level, part in zip(self.levels, parts, strict=True)
+        }
+
+    def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
+        (gh, gw), (ph, pw) = self.teacher.grid, self.teacher.patch_size
+        size = (gh * ph, gw * pw)
+        layers = [F.interpolate(grid, size, mode="bilinear", align_corners=False) for grid in parameters.values()]
+        images = 0.5 + 0.5 * torch.stack(layers).sum(0).tanh()
+        patches = tokens.to_patches((images - self.teacher.mean) / self.teacher.std, (ph, pw))
+        return patches if kept.shape[1] == gh * gw else tokens.take(patches, kept)
+
+    def drop(self, parameters: Parameters, remaining: Tensor) -> Parameters:
+        return parameters
+
+    def project(self, parameters: Parameters) -> None:
+        """Nothing to do: every coefficient gives a pixel in [0, 1]."""

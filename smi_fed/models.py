@@ -1,0 +1,207 @@
+"""Model specifications, and the only call of `timm.create_model` in the project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from smi_fed.checks import SettingError, is_integer, is_number, require
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a classifier again, without its weights.
+
+    Args:
+        name: a timm model name.
+        num_classes: number of classes, at least 1.
+        image_size: height and width of the images in pixels; None takes the model's own.
+        kwargs: keyword arguments for `timm.create_model`.
+        mean, std: per-channel normalisation of images in [0, 1]; None takes timm's.
+        class_names: names of the classes in the order of the logits.
+
+    Raises:
+        SettingError: a field that cannot be right, naming it.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.name, str) and bool(self.name), "name", self.name, "a timm model name")
+        require(is_integer(self.num_classes) and self.num_classes > 0, "num_classes", self.num_classes, "an int >= 1")
+        if self.image_size is not None:
+            require(is_integer(self.image_size) and self.image_size > 0, "image_size", self.image_size, "an int >= 1")
+        require(isinstance(self.kwargs, Mapping), "kwargs", self.kwargs, "a mapping")
+        object.__setattr__(self, "kwargs", dict(self.kwargs))
+        for key in ("mean", "std"):
+            self._freeze_floats(key)
+        if self.class_names is not None:
+            names = tuple(str(name) for name in self.class_names)
+            require(len(names) == self.num_classes, "class_names", names, f"{self.num_classes} names")
+            object.__setattr__(self, "class_names", names)
+
+    def _freeze_floats(self, key: str) -> None:
+        value = getattr(self, key)
+        if value is None:
+            return
+        good = all(is_number(x) and (key == "mean" or x > 0) for x in value)
+        require(good and len(value) > 0, key, value, "finite numbers, above 0 for std, one per channel")
+        object.__setattr__(self, key, tuple(float(x) for x in value))
+
+    def to_json(self) -> str:
+        """The spec as JSON with a schema version."""
+        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read `to_json`'s text.
+
+        Raises:
+            SettingError: not JSON, an unknown schema version (both are named) or a bad field.
+        """
+        try:
+            fields = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise SettingError("spec", text, "JSON text of a model spec") from error
+        require(isinstance(fields, dict), "spec", fields, "a JSON object")
+        schema = fields.pop("schema", None)
+        require(schema == SCHEMA_VERSION, "spec.schema", schema, f"version {SCHEMA_VERSION}")
+        try:
+            return cls(**fields)
+        except SettingError as error:
+            raise error.under("spec") from error
+        except TypeError as error:
+            raise SettingError("spec", sorted(fields), "the fields of ModelSpec") from error
+
+
+class Classifier(nn.Module):
+    """A timm model that takes images in [0, 1] and normalises them itself.
+
+    Attributes:
+        spec: what it was built from.
+        backbone: the timm model, which takes normalised images.
+        mean, std: (c, 1, 1) buffers; not part of the state dict.
+        image_size: (height, width) that it takes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, backbone: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.backbone = spec, backbone
+        channels = input_channels(backbone)
+        mean, std = normalisation(backbone, channels)
+        mean, std = spec.mean or mean, spec.std or std
+        for key, value in (("mean", mean), ("std", std)):
+            require(len(value) == channels, key, value, f"{channels} values, one per input channel")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.image_size = input_size(backbone, spec.image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (b, classes) of images (b, c, h, w) in [0, 1]."""
+        return self.backbone((images - self.mean) / self.std)
+
+
+def build_model(spec: ModelSpec) -> Classifier:
+    """Build `spec` with random weights (or with what its kwargs tell timm to load).
+
+    This is open to its own user: a spec that came from a client has to pass
+    `smi_fed.strategies.admission` first.
+
+    Raises:
+        SettingError: an unknown architecture, arguments that the architecture does not
+            take, sizes that contradict each other, or a patch size that does not divide
+            the image.
+    """
+    kwargs = dict(spec.kwargs)
+    image_size = kwargs.get("img_size", spec.image_size)
+    if spec.image_size is not None:
+        require(image_size == spec.image_size, "kwargs.img_size", image_size, f"image_size, {spec.image_size}")
+    _check_patches(image_size, kwargs.get("patch_size"))
+    if image_size is not None and "img_size" not in kwargs and _takes_image_size(spec, kwargs):
+        kwargs["img_size"] = image_size
+    classifier = Classifier(spec, _create(spec, kwargs))
+    embed = getattr(classifier.backbone, "patch_embed", None)
+    _check_patches(classifier.image_size, getattr(embed, "patch_size", None))
+    return classifier
+
+
+def _takes_image_size(spec: ModelSpec, kwargs: Mapping[str, Any]) -> bool:
+    """Whether this architecture is built for one image size, seen on a build without memory."""
+    shape_only = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
+    with torch.device("meta"):
+        probe = _create(spec, shape_only)
+    return getattr(getattr(probe, "patch_embed", None), "img_size", None) is not None
+
+
+def _create(spec: ModelSpec, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(spec.name, num_classes=spec.num_classes, **kwargs)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        if "nknown model" in str(error):
+            near = ", ".join(timm.list_models(f"*{spec.name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            raise SettingError("name", spec.name, f"a timm model name, such as {near}") from error
+        raise SettingError("kwargs", dict(kwargs), f"what {spec.name} takes ({error})") from error
+
+
+def _check_patches(image: Any, patch: Any) -> None:
+    if image is None or patch is None:
+        return
+    sides = zip(_pair(image), _pair(patch), strict=True)
+    good = all(is_integer(p) and p > 0 and side % p == 0 for side, p in sides)
+    require(good, "patch_size", patch, f"an int that divides the image size {image}")
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+
+
+def input_channels(backbone: nn.Module) -> int:
+    """Input channels of a timm model, from its first convolution."""
+    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None:
+        return first.in_channels
+    return backbone.pretrained_cfg.get("input_size", (3, 224, 224))[0]  # type: ignore[union-attr]
+
+
+def normalisation(backbone: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of a timm model's `pretrained_cfg`, averaged where the channels are not its own."""
+    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    mean, std = tuple(cfg.get("mean", (0.5,) * 3)), tuple(cfg.get("std", (0.5,) * 3))
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return mean, std
+
+
+def input_size(backbone: nn.Module, asked: int | None = None) -> tuple[int, int]:
+    """(height, width) that a timm model takes."""
+    embed = getattr(backbone, "patch_embed", None)
+    own = getattr(embed, "img_size", None)
+    if own is not None:
+        return _pair(own)
+    if asked is not None:
+        return asked, asked
+    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    _, height, width = cfg.get("input_size", (3, 224, 224))
+    return height, width
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights in the model."""
+    return sum(p.numel() for p in model.parameters())

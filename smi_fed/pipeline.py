@@ -1,0 +1,159 @@
+"""Teachers in, student out: inversion of each, distillation of all. Knows nothing of Flower."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from smi_fed.checks import is_integer, require
+from smi_fed.data import ImageSet
+from smi_fed.distillation import (
+    DistillationConfig,
+    DistillationRecord,
+    distill,
+    ensemble_probabilities,
+    ensemble_weights,
+)
+from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, invert
+from smi_fed.inversion.flops import trajectory_flops
+from smi_fed.models import Classifier
+from smi_fed.progress import Bar, show_inversion
+from smi_fed.training import accuracy, predict
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTeacher:
+    """A client's model on the server, after admission.
+
+    Attributes:
+        name: how the client is called in reports.
+        model: its classifier.
+        num_examples: that it claims to have trained on, capped.
+        label_counts: examples per class, capped; None where the client did not tell.
+        statistics: for the feature-statistics prior; None where the client did not send them.
+    """
+
+    name: str
+    model: Classifier
+    num_examples: int
+    label_counts: tuple[int, ...] | None = None
+    statistics: FeatureStatistics | None = None
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Settings of the server's work.
+
+    Args:
+        images_per_teacher: synthetic images of each teacher, at least 1.
+        inversion, distillation: see there.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    images_per_teacher: int = 300
+    inversion: InversionConfig = field(default_factory=InversionConfig.paper)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+    def __post_init__(self) -> None:
+        count = self.images_per_teacher
+        require(is_integer(count) and count > 0, "images_per_teacher", count, "an int >= 1")
+
+
+@dataclass(frozen=True)
+class InversionRecord:
+    """What the inversion of one teacher took: seconds, and FLOPs beside those of dense."""
+
+    seconds: float
+    flops: int
+    dense_flops: int
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator for one purpose, named by numbers (seed, round, teacher, ...)."""
+    state = 0
+    for number in numbers:
+        state = (state * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(state)
+
+
+def draw_targets(teacher: TrainedTeacher, count: int, generator: torch.Generator) -> Tensor:
+    """Classes (count,) to synthesise: in the client's own proportions where it told them, else evenly."""
+    classes = teacher.model.spec.num_classes
+    counts = teacher.label_counts or (1,) * classes
+    weights = torch.tensor(counts, dtype=torch.float64)
+    if float(weights.sum()) == 0:
+        weights = torch.ones(classes, dtype=torch.float64)
+    return torch.multinomial(weights, count, replacement=True, generator=generator)
+
+
+def invert_teacher(
+    teacher: TrainedTeacher, number: int, config: PipelineConfig, generator: torch.Generator
+) -> tuple[SparseImages, InversionRecord]:
+    """Synthetic images of one teacher, with a progress bar.
+
+    Raises:
+        ValueError: the prior is on and the teacher came without statistics.
+    """
+    targets = draw_targets(teacher, config.images_per_teacher, generator)
+    inversion = config.inversion
+    batches = -(-len(targets) // inversion.batch_size)
+    started = time.perf_counter()
+    with Bar(f"inversion of {teacher.name}", inversion.iterations * batches) as bar:
+        images = invert(
+            teacher.model,
+            targets,
+            inversion,
+            generator=generator,
+            statistics=teacher.statistics if inversion.statistics else None,
+            teacher_id=number,
+            progress=lambda now: show_inversion(bar, now),
+        )
+    seconds = time.perf_counter() - started
+    dense = InversionConfig(**{**vars(inversion), "schedule": ""})
+    flops, dense_flops = (
+        len(targets) * trajectory_flops(teacher.model, each, teacher.statistics) for each in (inversion, dense)
+    )
+    return images, InversionRecord(seconds, flops, dense_flops)
+
+
+def weights_of(teachers: Sequence[TrainedTeacher], kind: str) -> Tensor:
+    """Ensemble weights (teachers, classes or 1) of these teachers."""
+    return ensemble_weights(kind, [t.num_examples for t in teachers], [t.label_counts for t in teachers])
+
+
+def distill_student(
+    student: Classifier,
+    teachers: Sequence[TrainedTeacher],
+    images: Sequence[SparseImages],
+    config: DistillationConfig,
+    generator: torch.Generator,
+) -> DistillationRecord:
+    """Teach `student` in place what all teachers say of all images, with a progress bar."""
+    with Bar("distillation", config.steps, unit="step") as bar:
+        return distill(
+            student,
+            [teacher.model for teacher in teachers],
+            images,
+            config,
+            generator=generator,
+            weights=weights_of(teachers, config.ensemble),
+            progress=lambda step, loss: bar.at(step, loss=loss),
+        )
+
+
+def ensemble_accuracy(teachers: Sequence[TrainedTeacher], kind: str, test: ImageSet) -> float:
+    """Accuracy of the ensemble as used in distilling, at temperature 1; in [0, 1]."""
+    logits = [predict(teacher.model, test.images) for teacher in teachers]
+    named = ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)
+    return float((named == test.labels).float().mean())
+
+
+def teacher_accuracies(teachers: Sequence[TrainedTeacher], test: ImageSet) -> list[float]:
+    """Test accuracy of each teacher, in [0, 1]."""
+    return [accuracy(teacher.model, test) for teacher in teachers]

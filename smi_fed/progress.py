@@ -1,0 +1,70 @@
+"""Progress bars for people and for logs.
+
+On a terminal tqdm draws one live bar; elsewhere (a server's log, `flwr run --stream`) the
+same bar is one log line every few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from torch import Tensor
+from tqdm import tqdm
+
+from smi_fed.inversion import InversionProgress
+
+log = logging.getLogger("smi_fed")
+
+LOG_INTERVAL = 3.0
+"""Seconds between two log lines of one bar."""
+
+
+class Bar:
+    """One bar; use as a context manager and call `at` as often as you like."""
+
+    def __init__(self, label: str, total: int, unit: str = "it") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.started = time.monotonic()
+        self.shown = -LOG_INTERVAL
+        self.done, self.note = 0, ""
+        self.live = tqdm(desc=label, total=total, unit=unit, leave=True) if sys.stderr.isatty() else None
+
+    def at(self, done: int, **notes: object) -> None:
+        """`done` of the total; notes are shown behind the bar. Tensors are read only when shown."""
+        self.done = done
+        elapsed = time.monotonic() - self.started
+        if elapsed - self.shown < (LOG_INTERVAL if self.live is None else 0.1) and done < self.total:
+            return
+        self.shown = elapsed
+        self.note = ", ".join(f"{name} {_read(value)}" for name, value in notes.items())
+        if self.live is None:
+            log.info("%s", self.text(elapsed))
+        else:
+            self.live.n = done
+            self.live.set_postfix_str(self.note)
+
+    def text(self, elapsed: float) -> str:
+        """The bar as one line."""
+        return tqdm.format_meter(
+            self.done, self.total, elapsed, ncols=110, prefix=self.label, unit=self.unit, postfix=self.note
+        )
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self.live is not None:
+            self.live.close()
+
+
+def _read(value: object) -> str:
+    if isinstance(value, Tensor):
+        value = float(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_inversion(bar: Bar, now: InversionProgress) -> None:
+    """Iterations per second, patches kept, loss and time left of an inversion."""
+    bar.at(now.done, patches=f"{now.kept}/{now.patches}", images=now.images, loss=now.loss)

@@ -1,0 +1,6 @@
+"""Flower strategies; with `server` and `clients` the only code that imports flwr."""
+
+from smi_fed.strategies.admission import AdmissionPolicy
+from smi_fed.strategies.data_free import DataFreeDistillation, RoundRecord, TooFewTeachersError
+
+__all__ = ["AdmissionPolicy", "DataFreeDistillation", "RoundRecord", "TooFewTeachersError"]

@@ -1,0 +1,253 @@
+"""Which replies the server lets in. A client is not trusted; a user's own spec is.
+
+Before any memory is taken for a model its name and arguments pass the allow-list and its
+weights are compared, by key, shape and dtype, with a build on torch's meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median_low
+from typing import Any
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from smi_fed.checks import SettingError, is_number
+from smi_fed.inversion.losses import FeatureStatistics, check_statistics
+from smi_fed.inversion.teacher import adapt
+from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
+from smi_fed.pipeline import TrainedTeacher
+from smi_fed.strategies.records import BadReply, Claim
+
+HEADER = 1024
+"""Bytes that an array's own header may take on the wire."""
+
+KWARG_BOUNDS: dict[str, tuple[float, float]] = {
+    "img_size": (8, 512), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
+    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0, 1), "reg_tokens": (0, 16),
+}  # fmt: skip
+KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
+    "qk_norm": (True, False), "qkv_bias": (True, False), "class_token": (True, False), "no_embed_class": (True, False),
+    "pre_norm": (True, False), "global_pool": ("token", "avg", "map"),
+}  # fmt: skip
+INTEGERS = frozenset(KWARG_BOUNDS) - {"mlp_ratio", "init_values"}
+
+DEFAULT_ARCHITECTURES = (
+    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
+    "deit_small_patch16_224", "deit_base_patch16_224", "deit_tiny_distilled_patch16_224",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdmissionPolicy:
+    """What a client may claim.
+
+    Args:
+        architectures: timm names that are let in, exactly.
+        max_parameters: largest model.
+        max_examples: claimed examples are cut to this.
+        max_claim_ratio: ... and to this many times the median claim of the round, so that
+            one client cannot outweigh all others by a number.
+    """
+
+    architectures: tuple[str, ...] = DEFAULT_ARCHITECTURES
+    max_parameters: int = 200_000_000
+    max_examples: int = 10_000_000
+    max_claim_ratio: float = 10.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "architectures", tuple(self.architectures))
+        for key in ("max_parameters", "max_examples", "max_claim_ratio"):
+            value = getattr(self, key)
+            if not is_number(value) or value < 1:
+                raise SettingError(key, value, "a number >= 1")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What all teachers of a federation share: classes, channels and image size of the student."""
+
+    num_classes: int
+    channels: int
+    image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, student: Classifier) -> Expectation:
+        """What the student expects."""
+        return cls(student.spec.num_classes, len(student.mean), student.image_size)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one reply."""
+
+    node: int
+    architecture: str = ""
+    num_examples: int = 0
+    reason: str = ""
+    teacher: TrainedTeacher | None = field(default=None, repr=False)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether a teacher came of it."""
+        return self.teacher is not None
+
+
+def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
+    """A teacher from a claim that passes every check.
+
+    Raises:
+        BadReply: saying what was got and what is allowed.
+    """
+    spec = check_spec(claim.spec, policy, expected)
+    with torch.device("meta"):
+        shape = _build(spec)
+    if (size := count_parameters(shape)) > policy.max_parameters:
+        raise BadReply(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
+    if (len(shape.mean), shape.image_size) != (expected.channels, expected.image_size):
+        raise BadReply(
+            f"the model takes {len(shape.mean)} channels of {shape.image_size} px, expected {expected.channels} of "
+            f"{expected.image_size}"
+        )
+    weights = check_arrays(claim.arrays, shape.state_dict())
+    model = _build(spec)
+    model.load_state_dict(weights)
+    model.eval().to(device)
+    examples, counts = check_counts(claim, expected.num_classes)
+    statistics = read_statistics(claim, model) if claim.statistics else None
+    return TrainedTeacher(claim.name, model, examples, counts, statistics)
+
+
+def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> ModelSpec:
+    """A claimed spec that is on the allow-list with arguments inside their bounds.
+
+    Raises:
+        BadReply: naming the first thing that is not allowed.
+    """
+    try:
+        spec = ModelSpec.from_json(text)
+    except SettingError as error:
+        raise BadReply(str(error)) from error
+    if spec.name not in policy.architectures:
+        raise BadReply(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
+    for key, value in spec.kwargs.items():
+        _check_kwarg(key, value)
+    if spec.num_classes != expected.num_classes:
+        raise BadReply(f"the model has {spec.num_classes} classes, expected {expected.num_classes}")
+    return spec
+
+
+def _check_kwarg(key: str, value: Any) -> None:
+    if key in KWARG_CHOICES:
+        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in KWARG_CHOICES[key]):
+            raise BadReply(f"argument {key} is {value!r}, allowed: {KWARG_CHOICES[key]}")
+        return
+    if key not in KWARG_BOUNDS:
+        allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
+        raise BadReply(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
+    low, high = KWARG_BOUNDS[key]
+    whole = not isinstance(value, float) or key not in INTEGERS
+    if not is_number(value) or not whole or not low <= value <= high:
+        raise BadReply(f"argument {key} is {value!r}, allowed: {low} to {high}")
+
+
+def _build(spec: ModelSpec) -> Classifier:
+    try:
+        return build_model(spec)
+    except ValueError as error:
+        raise BadReply(str(error)) from error
+
+
+def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Decoded weights that agree with `expected` in keys, shapes and dtypes and are finite.
+
+    Raises:
+        BadReply: naming the first key that does not.
+    """
+    missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
+    if missing or extra:
+        raise BadReply(f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}")
+    weights = {}
+    for key, wanted in expected.items():
+        array = arrays[key]
+        dtype = str(wanted.dtype).removeprefix("torch.")
+        if tuple(array.shape) != tuple(wanted.shape) or array.dtype != dtype:
+            raise BadReply(
+                f"{key} is {array.dtype} {tuple(array.shape)}, expected {dtype} {tuple(wanted.shape)}"
+            )
+        weights[key] = decode(key, array, wanted)
+    return weights
+
+
+def decode(key: str, array: Array, wanted: Tensor) -> Tensor:
+    """The tensor in an array whose payload is no larger than it says, and finite."""
+    if len(array.data) > wanted.numel() * wanted.element_size() + HEADER:
+        raise BadReply(f"{key} carries {len(array.data)} bytes, expected {wanted.numel() * wanted.element_size()}")
+    try:
+        tensor = torch.from_numpy(array.numpy().copy())
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise BadReply(f"{key} cannot be decoded: {error}") from error
+    if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+        raise BadReply(f"{key} holds {tensor.dtype} {tuple(tensor.shape)}, not what it says")
+    if not bool(tensor.isfinite().all()):
+        raise BadReply(f"{key} is not finite")
+    return tensor
+
+
+def check_counts(claim: Claim, classes: int) -> tuple[int, tuple[int, ...] | None]:
+    """Claimed examples and label counts that can be true.
+
+    Raises:
+        BadReply: naming what cannot.
+    """
+    examples = claim.num_examples
+    if not is_number(examples) or examples < 1 or examples != int(examples):
+        raise BadReply(f"num-examples is {examples!r}, expected an int >= 1")
+    counts = claim.label_counts
+    if counts is not None and (len(counts) != classes or min(counts) < 0 or sum(counts) != examples):
+        raise BadReply(f"label counts {counts} are not {classes} counts >= 0 that add up to {int(examples)} examples")
+    return int(examples), counts
+
+
+def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
+    """Feature statistics that fit the model.
+
+    Raises:
+        BadReply: naming what does not.
+    """
+    teacher = adapt(model)
+    if teacher.prefix_tokens < 0:
+        raise BadReply("feature statistics came with a model that has no patch tokens")
+    backbone: Any = model.backbone
+    shape = (teacher.prefix_tokens + teacher.grid[0] * teacher.grid[1], backbone.embed_dim)
+    blocks = range(len(backbone.blocks))
+    expected = {f"{kind}.{i}": torch.empty(shape, device="meta") for kind in ("mean", "std") for i in blocks}
+    expected["examples"] = torch.empty((), dtype=torch.int64, device="meta")
+    tensors = check_arrays(claim.statistics, expected)
+    means, stds = (tuple(tensors[f"{kind}.{i}"] for i in blocks) for kind in ("mean", "std"))
+    statistics = FeatureStatistics(means, stds, int(tensors["examples"]))
+    try:
+        check_statistics(teacher, statistics)
+    except ValueError as error:
+        raise BadReply(str(error)) from error
+    return statistics
+
+
+def cap_claims(teachers: Sequence[TrainedTeacher], policy: AdmissionPolicy) -> list[TrainedTeacher]:
+    """The same teachers with their claimed examples cut; label counts shrink in proportion."""
+    if not teachers:
+        return []
+    typical = median_low(teacher.num_examples for teacher in teachers)
+    most = int(min(policy.max_examples, policy.max_claim_ratio * max(1, typical)))
+    capped = []
+    for teacher in teachers:
+        claimed = teacher.num_examples
+        if claimed > most:
+            counts = teacher.label_counts
+            smaller = None if counts is None else tuple(count * most // claimed for count in counts)
+            teacher = replace(teacher, num_examples=most, label_counts=smaller)  # noqa: PLW2901
+        capped.append(teacher)
+    return capped

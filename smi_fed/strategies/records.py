@@ -1,0 +1,123 @@
+"""What travels between client and server; the only place that knows key names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from smi_fed.inversion import FeatureStatistics
+from smi_fed.models import ModelSpec
+
+SCHEMA_VERSION = 1
+
+ARRAYS = "arrays"
+METRICS = "metrics"
+STATISTICS = "statistics"
+MODEL = "smi-fed.model"
+
+SCHEMA = "schema"
+SPEC = "spec"
+NAME = "name"
+NUM_EXAMPLES = "num-examples"
+LABEL_COUNTS = "label-counts"
+TRAIN_LOSS = "train_loss"
+"""Spelt as Flower's QFedAvg wants it."""
+
+
+class BadReply(ValueError):
+    """A reply that is not admitted; the message says why."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a reply says of itself, read but not yet believed.
+
+    Attributes:
+        spec: JSON text.
+        name: how the client calls itself (its partition, say).
+        arrays: weights as they came, not decoded.
+        statistics: arrays of the feature statistics, empty if not sent.
+        num_examples, label_counts: claimed.
+    """
+
+    spec: str
+    name: str
+    arrays: Mapping[str, Array]
+    statistics: Mapping[str, Array]
+    num_examples: float
+    label_counts: tuple[int, ...] | None
+
+
+def pack_reply(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    num_examples: int,
+    train_loss: float,
+    label_counts: list[int] | None = None,
+    statistics: FeatureStatistics | None = None,
+) -> RecordDict:
+    """A client's reply."""
+    metrics: dict[str, int | float | list[int]] = {NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
+    if label_counts is not None:
+        metrics[LABEL_COUNTS] = label_counts
+    content = RecordDict(
+        {
+            ARRAYS: ArrayRecord({key: value.detach().cpu() for key, value in weights.items()}),
+            METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
+            MODEL: ConfigRecord({SCHEMA: SCHEMA_VERSION, SPEC: spec.to_json(), NAME: name}),
+        }
+    )
+    if statistics is not None:
+        content[STATISTICS] = pack_statistics(statistics)
+    return content
+
+
+def pack_statistics(statistics: FeatureStatistics) -> ArrayRecord:
+    """Feature statistics as arrays mean.0, std.0, mean.1, ... and examples."""
+    arrays = {f"mean.{i}": mean.cpu() for i, mean in enumerate(statistics.mean)}
+    arrays |= {f"std.{i}": std.cpu() for i, std in enumerate(statistics.std)}
+    return ArrayRecord(arrays | {"examples": torch.tensor(statistics.examples)})  # type: ignore[arg-type]
+
+
+def read_reply(content: RecordDict) -> Claim:
+    """What a reply claims.
+
+    Raises:
+        BadReply: records or keys are missing, or the schema version is unknown (both are named).
+    """
+    for key in (ARRAYS, METRICS, MODEL):
+        if key not in content:
+            raise BadReply(f"the reply has no record {key!r}; it has {sorted(content)}")
+    arrays, metrics, model = content[ARRAYS], content[METRICS], content[MODEL]
+    statistics = content.get(STATISTICS, ArrayRecord())
+    if not (isinstance(arrays, ArrayRecord) and isinstance(metrics, MetricRecord) and isinstance(model, ConfigRecord)):
+        raise BadReply("the reply's records are not of the expected kinds")
+    if not isinstance(statistics, ArrayRecord):
+        raise BadReply(f"the record {STATISTICS!r} is not of arrays")
+    if model.get(SCHEMA) != SCHEMA_VERSION:
+        raise BadReply(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
+    num_examples, counts = metrics.get(NUM_EXAMPLES), metrics.get(LABEL_COUNTS)
+    if not isinstance(num_examples, int | float):
+        raise BadReply(f"{NUM_EXAMPLES} is {num_examples!r}, expected a number")
+    if counts is not None and not (isinstance(counts, list) and all(isinstance(c, int) for c in counts)):
+        raise BadReply(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
+    return Claim(
+        spec=str(model.get(SPEC, "")),
+        name=str(model.get(NAME, ""))[:64],
+        arrays=arrays,
+        statistics=statistics,
+        num_examples=num_examples,
+        label_counts=None if counts is None else tuple(int(c) for c in counts),
+    )
+
+
+def projected_reply(weights: Mapping[str, Tensor], num_examples: int, train_loss: float) -> RecordDict:
+    """A reply in the student's space, as every built-in strategy expects it."""
+    arrays = ArrayRecord({key: value.detach().cpu().clone() for key, value in weights.items()})
+    return RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss})})

@@ -1,0 +1,134 @@
+"""Supervised training and evaluation of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smi_fed.checks import is_integer, is_number, require
+from smi_fed.data import ImageSet
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of `train`.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images per step, with replacement across epochs.
+        learning_rate: peak of the one-cycle schedule, above 0.
+        betas: AdamW's.
+        weight_decay: AdamW's, >= 0.
+        warmup: share of the steps that the rate rises, inside (0, 1).
+        clip: largest gradient norm, above 0.
+        jitter: largest cyclic shift of training images in pixels.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup: float = 0.15
+    clip: float = 1.0
+    jitter: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for key, least in {"steps": 1, "batch_size": 1, "jitter": 0}.items():
+            value = getattr(self, key)
+            require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
+        for key in ("learning_rate", "clip"):
+            value = getattr(self, key)
+            require(is_number(value) and value > 0, key, value, "a number > 0")
+        require(is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", self.warmup, "a number inside (0, 1)")
+        good = len(self.betas) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
+        require(good, "betas", self.betas, "two numbers in [0, 1)")
+
+
+def optimiser(
+    model: nn.Module, config: TrainingConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and its one-cycle schedule. A tiny ViT from random weights needs the warm-up and the clipping."""
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        adam, max_lr=config.learning_rate, total_steps=config.steps, pct_start=config.warmup, cycle_momentum=False
+    )
+    return adam, cycle
+
+
+def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """Each image (b, c, h, w) shifted cyclically by its own draw of at most `largest` pixels per axis."""
+    if not largest:
+        return images
+    b, c, h, w = images.shape
+    shift = torch.randint(-largest, largest + 1, (2, b, 1), generator=generator).to(images.device)
+    y = (torch.arange(h, device=images.device) - shift[0]) % h
+    x = (torch.arange(w, device=images.device) - shift[1]) % w
+    return images.gather(2, y[:, None, :, None].expand(b, c, h, w)).gather(3, x[:, None, None].expand(b, c, h, w))
+
+
+def train(
+    model: nn.Module,
+    data: ImageSet,
+    config: TrainingConfig,
+    *,
+    generator: torch.Generator,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> float:
+    """Train in place with cross-entropy on the model's own device; leaves it in evaluation mode.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+
+    Raises:
+        ValueError: there is no image to train on.
+    """
+    if not len(data):
+        raise ValueError("cannot train on an empty partition: got 0 images")
+    device = next(model.parameters()).device
+    images, labels = data.images.to(device), data.labels.to(device)
+    adam, cycle = optimiser(model, config)
+    losses = []
+    model.train()
+    for step in range(config.steps):
+        rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
+        batch = shift_images(images[rows], config.jitter, generator)
+        loss = F.cross_entropy(model(batch), labels[rows])
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        adam.step()
+        cycle.step()
+        losses.append(loss.detach())
+        if progress is not None:
+            progress(step + 1, losses[-1])
+    model.eval()
+    return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits (n, classes) on the CPU, in evaluation mode; the model's mode is as before afterwards."""
+    training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        return torch.cat([model(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
+    finally:
+        model.train(training)
+
+
+def accuracy(model: nn.Module, data: ImageSet) -> float:
+    """Share of images whose class the model names; in [0, 1]."""
+    return float((predict(model, data.images).argmax(1) == data.labels).float().mean())
