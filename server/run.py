@@ -95,7 +95,11 @@ class FederatedRun:
             self._write(finished)
         except BaseException as error:
             (self.output / "student.safetensors").unlink(missing_ok=True)
-            failure = {"schema": report.SCHEMA_VERSION, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
+            failure = {
+                "schema": report.SCHEMA_VERSION,
+                "status": "failed",
+                "reason": f"{type(error).__name__}: {error}",
+            }
             write_json(self.output / "report.json", failure)
             raise
         log.info("artefacts: %s", self.output)

@@ -1,0 +1,1 @@
+"""Studies and benchmarks; each module is one command."""

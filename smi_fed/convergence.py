@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def reaches(values: Sequence[float], costs: Sequence[float], target: float) -> float | None:
@@ -22,7 +23,7 @@ def reaches(values: Sequence[float], costs: Sequence[float], target: float) -> f
     """
     if len(values) != len(costs):
         raise ValueError(f"got {len(values)} values and {len(costs)} costs, need one cost per value")
-    if any(later <= earlier for earlier, later in zip(costs, costs[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(costs)):
         raise ValueError(f"costs have to rise, got {list(costs)}")
     reached = None
     for value, cost in zip(values, costs, strict=True):

@@ -75,7 +75,9 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
     require_choice("ensemble", kind, ENSEMBLES)
     if kind == "class":
         if any(counts is None for counts in label_counts):
-            raise ValueError("ensemble: got 'class' but not every client sent label counts, allowed: uniform | examples")
+            raise ValueError(
+                "ensemble: got 'class' but not every client sent label counts, allowed: uniform | examples"
+            )
         weights = torch.tensor([list(counts or ()) for counts in label_counts], dtype=torch.float32)
     else:
         values = [1.0] * len(num_examples) if kind == "uniform" else [float(n) for n in num_examples]

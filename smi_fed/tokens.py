@@ -100,14 +100,15 @@ def _any_width(vit: VisionTransformer) -> Iterator[None]:
 
 
 @contextmanager
-def block_outputs(vit: VisionTransformer) -> Iterator[list[Tensor]]:
-    """Collects each block's output (b, prefix + k, d) of the forwards inside the block."""
+def token_features(vit: VisionTransformer) -> Iterator[list[Tensor]]:
+    """Collects the tokens (b, prefix + k, d) that enter the first block and that leave each one."""
     outputs: list[Tensor] = []
 
     def collect(_module: nn.Module, _args: Any, output: Tensor) -> None:
         outputs.append(output)
 
-    handles = [block.register_forward_hook(collect) for block in vit.blocks]
+    handles = [vit.blocks[0].register_forward_pre_hook(lambda _module, args: outputs.append(args[0]))]
+    handles += [block.register_forward_hook(collect) for block in vit.blocks]
     try:
         yield outputs
     finally:
@@ -134,7 +135,7 @@ def attention_to_patches(vit: VisionTransformer, patches: Tensor, positions: Ten
     Returns:
         (b, k) non-negative weights.
     """
-    module = vit.attn_pool if vit.attn_pool is not None else vit.blocks[-1].attn
+    module: Any = vit.attn_pool if vit.attn_pool is not None else vit.blocks[-1].attn
     inputs: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
     try:

@@ -17,7 +17,13 @@ def clean_view(patches: Tensor, kept: Tensor, canvas: Tensor, teacher: Teacher) 
 
 
 def random_view(
-    patches: Tensor, kept: Tensor, canvas: Tensor, teacher: Teacher, config: InversionConfig, key: int, ids: Tensor,
+    patches: Tensor,
+    kept: Tensor,
+    canvas: Tensor,
+    teacher: Teacher,
+    config: InversionConfig,
+    key: int,
+    ids: Tensor,
     age: Tensor,
 ) -> View:
     """The batch shifted cyclically and mirrored, each image by its own draws.

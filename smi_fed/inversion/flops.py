@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.invert import Problem, parametrise, start, step, stop_patches
+from smi_fed.inversion.loop import Problem, parametrise, start, step, stop_patches
 from smi_fed.inversion.losses import FeatureStatistics, neighbours
 from smi_fed.inversion.teacher import adapt, frozen
 

@@ -66,15 +66,17 @@ def total_variation(patches: Tensor, touching: Neighbours) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Per block and position, mean and standard deviation of a model's token features.
+    """Per layer and position, mean and standard deviation of a model's token features.
 
     Attributes:
-        mean, std: one (prefix + n, d) float32 tensor per block.
+        mean, std: one (prefix + n, d) float32 tensor per layer: the tokens that enter the
+            first block, then those that leave each block.
         examples: how many images they were computed from.
 
     With one image the mean is that image's features: a client must not send these for few
-    examples (`minimum_examples` in the client's settings), and even for many they tell more
-    of the data than the weights do.
+    examples (`minimum_examples` in the client's settings). For many examples too they tell
+    more of the data than the weights do: the first layer is linear in the pixels, so the
+    client's mean image can be read from it.
     """
 
     mean: tuple[Tensor, ...]
@@ -102,13 +104,13 @@ def feature_statistics(model: nn.Module, batches: Iterable[Tensor]) -> FeatureSt
         for images in batches:
             patches = to_patches((images.to(teacher.mean) - teacher.mean) / teacher.std, teacher.patch_size)
             positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
-            _, blocks = teacher.features(View(patches, positions))
-            blocks = [block.double() for block in blocks]
+            _, layers = teacher.features(View(patches, positions))
+            layers = [layer.double() for layer in layers]
             if not sums:
-                sums, squares = ([torch.zeros_like(block[0]) for block in blocks] for _ in range(2))
-            for i, block in enumerate(blocks):
-                sums[i] += block.sum(0)
-                squares[i] += block.square().sum(0)
+                sums, squares = ([torch.zeros_like(layer[0]) for layer in layers] for _ in range(2))
+            for i, layer in enumerate(layers):
+                sums[i] += layer.sum(0)
+                squares[i] += layer.square().sum(0)
             count += len(images)
     if not count:
         raise ValueError("feature statistics need at least one image, got none")
@@ -117,34 +119,35 @@ def feature_statistics(model: nn.Module, batches: Iterable[Tensor]) -> FeatureSt
     return FeatureStatistics(tuple(m.float() for m in means), tuple(s.float() for s in deviations), count)
 
 
-def statistics_prior(blocks: list[Tensor], positions: Tensor, teacher: Teacher, known: FeatureStatistics) -> Tensor:
+def statistics_prior(layers: list[Tensor], positions: Tensor, teacher: Teacher, known: FeatureStatistics) -> Tensor:
     """Distance (scalar) of the batch's token statistics from the known ones.
 
-    Features are whitened by the known mean and deviation of their own position; what is
-    left should have mean 0 and deviation 1. While all patches are kept this is asked of
-    each position, later of each feature pooled over the kept positions, since few images
-    of a batch share one.
+    Per layer and position, over the images of the batch that keep it: squared differences of
+    mean and of standard deviation, in units of the layer's mean variance, averaged over
+    features and tokens. What BatchNorm statistics are to DeepInversion (Yin et al., 2020).
 
     The batch's composition is part of the result: an image inverted in another batch is
     another image.
 
     Args:
-        blocks: per block the tokens (b, prefix + k, d).
+        layers: the tokens (b, prefix + k, d) of each layer.
         positions: (b, k) int64.
     """
-    b, k = positions.shape
-    prefix = torch.arange(teacher.prefix_tokens, device=positions.device).expand(b, -1)
-    rows = torch.cat([prefix, positions + teacher.prefix_tokens], dim=1)
-    dense = k == teacher.grid[0] * teacher.grid[1]
-    total = blocks[0].new_zeros(())
-    for block, mean, std in zip(blocks, known.mean, known.std, strict=True):
-        floor = 0.1 * std.mean()  # a constant feature must not be divided by its zero deviation
-        white = (block - mean[rows]) / std.clamp(min=floor)[rows]
-        if dense:
-            total = total + white.mean(0).square().mean() + (white.std(0, correction=0) - 1).square().mean()
-        else:
-            total = total + white.mean((0, 1)).square().mean()
-    return total / len(blocks)
+    prefix = torch.arange(teacher.prefix_tokens, device=positions.device).expand(len(positions), -1)
+    rows = torch.cat([prefix, positions + teacher.prefix_tokens], dim=1).flatten()
+    counts = torch.bincount(rows, minlength=len(known.mean[0])).to(layers[0])[:, None]
+    total = layers[0].new_zeros(())
+    for layer, mean, std in zip(layers, known.mean, known.std, strict=True):
+        flat = layer.flatten(0, 1)
+        sums = torch.zeros_like(mean).index_add(0, rows, flat)
+        squares = torch.zeros_like(mean).index_add(0, rows, flat.square())
+        own_mean = sums / counts.clamp(min=1)
+        own_variance = squares / counts.clamp(min=1) - own_mean.square()
+        # A root has no slope at 0, and one image has no deviation to compare.
+        own_std = own_variance.clamp(min=1e-8).sqrt()
+        difference = (own_mean - mean).square() + (own_std - std).square() * (counts > 1)
+        total = total + (difference * counts).mean(1).sum() / counts.sum() / std.square().mean()
+    return total / len(layers)
 
 
 def check_statistics(teacher: Teacher, known: FeatureStatistics) -> None:
@@ -159,6 +162,6 @@ def check_statistics(teacher: Teacher, known: FeatureStatistics) -> None:
     finite = all(bool(t.isfinite().all()) for t in (*known.mean, *known.std))
     if not shapes or not same or not finite or shapes[0][0] != tokens or any(bool((s < 0).any()) for s in known.std):
         raise ValueError(
-            f"feature statistics: got {len(known.mean)} blocks of shape {shapes[:1]}, expected finite ones for "
+            f"feature statistics: got {len(known.mean)} layers of shape {shapes[:1]}, expected finite ones for "
             f"{tokens} tokens with deviations >= 0"
         )

@@ -43,7 +43,7 @@ def adam_step(parameters: Parameters, moments: Moments, age: Tensor, config: Inv
     images of different age share a batch.
     """
     beta1, beta2 = config.betas
-    steps = age + 1
+    steps = (age + 1).double()  # a float to the power of an int64 tensor would be float32
     scale = learning_rate(config, age) / (1 - beta1**steps)
     correction = (1 - beta2**steps).sqrt()
     for name, parameter in parameters.items():

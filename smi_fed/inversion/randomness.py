@@ -54,6 +54,7 @@ def uniform(key: int, ids: Tensor, step: Tensor | int, stream: int, count: int) 
     Returns:
         (b, count) float64.
     """
+    step = torch.as_tensor(step, device=ids.device)
     row = _mix(ids * _GOLDEN + _wrap(key))
     row = _mix(row + (step * 8 + stream) * _GOLDEN)
     counter = torch.arange(1, count + 1, device=ids.device) * _GOLDEN

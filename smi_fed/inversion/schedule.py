@@ -29,7 +29,8 @@ class StopSchedule:
                 is_integer(iteration) and iteration > before,
                 "schedule",
                 str(self),
-                f"strictly increasing iterations >= 0, not {iteration!r} after {before}" if before >= 0
+                f"strictly increasing iterations >= 0, not {iteration!r} after {before}"
+                if before >= 0
                 else f"iterations >= 0, not {iteration!r}",
             )
             good = is_number(ratio) and 0 < ratio < 1

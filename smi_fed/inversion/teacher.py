@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from smi_fed import tokens
@@ -57,7 +56,7 @@ class Teacher(Protocol):
         ...
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and per block the tokens (b, prefix + k, d)."""
+        """Logits, and the tokens (b, prefix + k, d) entering the first block and leaving each."""
         ...
 
     def importance(self, view: View, targets: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ class _Adapter:
 
     def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
         backbone = model.backbone if isinstance(model, Classifier) else model
-        self.backbone: nn.Module = backbone
+        self.backbone: Any = backbone
         self.channels = input_channels(backbone)
         height, width = model.image_size if isinstance(model, Classifier) else input_size(backbone)
         self.patch_size = patch_size
@@ -89,7 +88,6 @@ class TokenTeacher(_Adapter):
     """A ViT whose stopped patches leave the computation: pixels are gathered before the embedding."""
 
     needs_canvas = False
-    backbone: VisionTransformer
 
     def __init__(self, model: nn.Module) -> None:
         backbone = model.backbone if isinstance(model, Classifier) else model
@@ -100,7 +98,7 @@ class TokenTeacher(_Adapter):
         return tokens.forward_patches(self.backbone, view.patches, view.positions)
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
-        with tokens.block_outputs(self.backbone) as outputs:
+        with tokens.token_features(self.backbone) as outputs:
             logits = self.logits(view)
         return logits, outputs
 

@@ -20,7 +20,7 @@ from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
-from smi_fed.strategies.records import BadReply, Claim
+from smi_fed.strategies.records import BadReplyError, Claim
 
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
@@ -100,15 +100,15 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     """A teacher from a claim that passes every check.
 
     Raises:
-        BadReply: saying what was got and what is allowed.
+        BadReplyError: saying what was got and what is allowed.
     """
     spec = check_spec(claim.spec, policy, expected)
     with torch.device("meta"):
         shape = _build(spec)
     if (size := count_parameters(shape)) > policy.max_parameters:
-        raise BadReply(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
+        raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
     if (len(shape.mean), shape.image_size) != (expected.channels, expected.image_size):
-        raise BadReply(
+        raise BadReplyError(
             f"the model takes {len(shape.mean)} channels of {shape.image_size} px, expected {expected.channels} of "
             f"{expected.image_size}"
         )
@@ -125,59 +125,57 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
     """A claimed spec that is on the allow-list with arguments inside their bounds.
 
     Raises:
-        BadReply: naming the first thing that is not allowed.
+        BadReplyError: naming the first thing that is not allowed.
     """
     try:
         spec = ModelSpec.from_json(text)
     except SettingError as error:
-        raise BadReply(str(error)) from error
+        raise BadReplyError(str(error)) from error
     if spec.name not in policy.architectures:
-        raise BadReply(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
+        raise BadReplyError(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
     for key, value in spec.kwargs.items():
         _check_kwarg(key, value)
     if spec.num_classes != expected.num_classes:
-        raise BadReply(f"the model has {spec.num_classes} classes, expected {expected.num_classes}")
+        raise BadReplyError(f"the model has {spec.num_classes} classes, expected {expected.num_classes}")
     return spec
 
 
 def _check_kwarg(key: str, value: Any) -> None:
     if key in KWARG_CHOICES:
         if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in KWARG_CHOICES[key]):
-            raise BadReply(f"argument {key} is {value!r}, allowed: {KWARG_CHOICES[key]}")
+            raise BadReplyError(f"argument {key} is {value!r}, allowed: {KWARG_CHOICES[key]}")
         return
     if key not in KWARG_BOUNDS:
         allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
-        raise BadReply(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
+        raise BadReplyError(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
     low, high = KWARG_BOUNDS[key]
     whole = not isinstance(value, float) or key not in INTEGERS
     if not is_number(value) or not whole or not low <= value <= high:
-        raise BadReply(f"argument {key} is {value!r}, allowed: {low} to {high}")
+        raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
 
 
 def _build(spec: ModelSpec) -> Classifier:
     try:
         return build_model(spec)
     except ValueError as error:
-        raise BadReply(str(error)) from error
+        raise BadReplyError(str(error)) from error
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decoded weights that agree with `expected` in keys, shapes and dtypes and are finite.
 
     Raises:
-        BadReply: naming the first key that does not.
+        BadReplyError: naming the first key that does not.
     """
     missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
     if missing or extra:
-        raise BadReply(f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}")
+        raise BadReplyError(f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}")
     weights = {}
     for key, wanted in expected.items():
         array = arrays[key]
         dtype = str(wanted.dtype).removeprefix("torch.")
         if tuple(array.shape) != tuple(wanted.shape) or array.dtype != dtype:
-            raise BadReply(
-                f"{key} is {array.dtype} {tuple(array.shape)}, expected {dtype} {tuple(wanted.shape)}"
-            )
+            raise BadReplyError(f"{key} is {array.dtype} {tuple(array.shape)}, expected {dtype} {tuple(wanted.shape)}")
         weights[key] = decode(key, array, wanted)
     return weights
 
@@ -185,15 +183,15 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) ->
 def decode(key: str, array: Array, wanted: Tensor) -> Tensor:
     """The tensor in an array whose payload is no larger than it says, and finite."""
     if len(array.data) > wanted.numel() * wanted.element_size() + HEADER:
-        raise BadReply(f"{key} carries {len(array.data)} bytes, expected {wanted.numel() * wanted.element_size()}")
+        raise BadReplyError(f"{key} carries {len(array.data)} bytes, expected {wanted.numel() * wanted.element_size()}")
     try:
         tensor = torch.from_numpy(array.numpy().copy())
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise BadReply(f"{key} cannot be decoded: {error}") from error
+        raise BadReplyError(f"{key} cannot be decoded: {error}") from error
     if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-        raise BadReply(f"{key} holds {tensor.dtype} {tuple(tensor.shape)}, not what it says")
+        raise BadReplyError(f"{key} holds {tensor.dtype} {tuple(tensor.shape)}, not what it says")
     if not bool(tensor.isfinite().all()):
-        raise BadReply(f"{key} is not finite")
+        raise BadReplyError(f"{key} is not finite")
     return tensor
 
 
@@ -201,14 +199,16 @@ def check_counts(claim: Claim, classes: int) -> tuple[int, tuple[int, ...] | Non
     """Claimed examples and label counts that can be true.
 
     Raises:
-        BadReply: naming what cannot.
+        BadReplyError: naming what cannot.
     """
     examples = claim.num_examples
     if not is_number(examples) or examples < 1 or examples != int(examples):
-        raise BadReply(f"num-examples is {examples!r}, expected an int >= 1")
+        raise BadReplyError(f"num-examples is {examples!r}, expected an int >= 1")
     counts = claim.label_counts
     if counts is not None and (len(counts) != classes or min(counts) < 0 or sum(counts) != examples):
-        raise BadReply(f"label counts {counts} are not {classes} counts >= 0 that add up to {int(examples)} examples")
+        raise BadReplyError(
+            f"label counts {counts} are not {classes} counts >= 0 that add up to {int(examples)} examples"
+        )
     return int(examples), counts
 
 
@@ -216,23 +216,23 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
     """Feature statistics that fit the model.
 
     Raises:
-        BadReply: naming what does not.
+        BadReplyError: naming what does not.
     """
     teacher = adapt(model)
     if teacher.prefix_tokens < 0:
-        raise BadReply("feature statistics came with a model that has no patch tokens")
+        raise BadReplyError("feature statistics came with a model that has no patch tokens")
     backbone: Any = model.backbone
     shape = (teacher.prefix_tokens + teacher.grid[0] * teacher.grid[1], backbone.embed_dim)
-    blocks = range(len(backbone.blocks))
-    expected = {f"{kind}.{i}": torch.empty(shape, device="meta") for kind in ("mean", "std") for i in blocks}
+    layers = range(len(backbone.blocks) + 1)
+    expected = {f"{kind}.{i}": torch.empty(shape, device="meta") for kind in ("mean", "std") for i in layers}
     expected["examples"] = torch.empty((), dtype=torch.int64, device="meta")
     tensors = check_arrays(claim.statistics, expected)
-    means, stds = (tuple(tensors[f"{kind}.{i}"] for i in blocks) for kind in ("mean", "std"))
+    means, stds = (tuple(tensors[f"{kind}.{i}"] for i in layers) for kind in ("mean", "std"))
     statistics = FeatureStatistics(means, stds, int(tensors["examples"]))
     try:
         check_statistics(teacher, statistics)
     except ValueError as error:
-        raise BadReply(str(error)) from error
+        raise BadReplyError(str(error)) from error
     return statistics
 
 

@@ -143,7 +143,8 @@ class DataFreeDistillation(Strategy):
         if len(record.teachers) < self.min_teachers:
             reasons = "; ".join(f"node {v.node}: {v.reason}" for v in verdicts if not v.admitted) or "no node replied"
             raise TooFewTeachersError(
-                f"round {server_round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed ({reasons})"
+                f"round {server_round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed"
+                f" ({reasons})"
             )
         for number, teacher in enumerate(record.teachers):
             generator = seeded(self.seed, server_round, number)
@@ -192,7 +193,7 @@ class DataFreeDistillation(Strategy):
             claim = records.read_reply(message.content)
             architecture = claim.spec[:200]
             teacher = admit(claim, self.policy, expected, self.device)
-        except records.BadReply as error:
+        except records.BadReplyError as error:
             return Verdict(node, architecture, reason=str(error))
         teacher = replace(teacher, name=teacher.name or str(node))
         log.info("node %d admitted: %s, %d examples", node, describe(teacher.model.spec), teacher.num_examples)

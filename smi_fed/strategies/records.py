@@ -28,7 +28,7 @@ TRAIN_LOSS = "train_loss"
 """Spelt as Flower's QFedAvg wants it."""
 
 
-class BadReply(ValueError):
+class BadReplyError(ValueError):
     """A reply that is not admitted; the message says why."""
 
 
@@ -89,24 +89,24 @@ def read_reply(content: RecordDict) -> Claim:
     """What a reply claims.
 
     Raises:
-        BadReply: records or keys are missing, or the schema version is unknown (both are named).
+        BadReplyError: records or keys are missing, or the schema version is unknown (both are named).
     """
     for key in (ARRAYS, METRICS, MODEL):
         if key not in content:
-            raise BadReply(f"the reply has no record {key!r}; it has {sorted(content)}")
+            raise BadReplyError(f"the reply has no record {key!r}; it has {sorted(content)}")
     arrays, metrics, model = content[ARRAYS], content[METRICS], content[MODEL]
     statistics = content.get(STATISTICS, ArrayRecord())
     if not (isinstance(arrays, ArrayRecord) and isinstance(metrics, MetricRecord) and isinstance(model, ConfigRecord)):
-        raise BadReply("the reply's records are not of the expected kinds")
+        raise BadReplyError("the reply's records are not of the expected kinds")
     if not isinstance(statistics, ArrayRecord):
-        raise BadReply(f"the record {STATISTICS!r} is not of arrays")
+        raise BadReplyError(f"the record {STATISTICS!r} is not of arrays")
     if model.get(SCHEMA) != SCHEMA_VERSION:
-        raise BadReply(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
+        raise BadReplyError(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
     num_examples, counts = metrics.get(NUM_EXAMPLES), metrics.get(LABEL_COUNTS)
     if not isinstance(num_examples, int | float):
-        raise BadReply(f"{NUM_EXAMPLES} is {num_examples!r}, expected a number")
+        raise BadReplyError(f"{NUM_EXAMPLES} is {num_examples!r}, expected a number")
     if counts is not None and not (isinstance(counts, list) and all(isinstance(c, int) for c in counts)):
-        raise BadReply(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
+        raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
         spec=str(model.get(SPEC, "")),
         name=str(model.get(NAME, ""))[:64],

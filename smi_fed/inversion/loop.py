@@ -121,10 +121,12 @@ def invert(
     report = _reporter(problem, len(targets), progress)
     found = []
     with frozen(model):
-        for batch_ids, batch_targets in zip(ids.split(config.batch_size), targets.split(config.batch_size), strict=True):
+        for batch_ids, batch_targets in zip(
+            ids.split(config.batch_size), targets.split(config.batch_size), strict=True
+        ):
             state = start(problem, batch_ids, batch_targets)
-            for iteration, loss in run(problem, state):
-                report(state, iteration, loss)
+            for loss in run(problem, state):
+                report(state, loss)
             found.append(finish(problem, state, teacher_id))
     return SparseImages.concat(found)
 
@@ -148,8 +150,8 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
     )
 
 
-def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
-    """Iterate `state`, in place, to the end; yields (iterations done, mean loss) after each one."""
+def run(problem: Problem, state: State) -> Iterator[Tensor]:
+    """Iterate `state`, in place, to the end; yields the mean loss after each iteration."""
     config = problem.config
     stops = dict(config.schedule.kept_counts(state.canvas.shape[1]))
     touching = losses.neighbours(state.kept, problem.teacher.grid)
@@ -157,7 +159,7 @@ def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
         if stops.get(iteration, state.kept.shape[1]) < state.kept.shape[1]:
             stop_patches(problem, state, stops[iteration])
             touching = losses.neighbours(state.kept, problem.teacher.grid)
-        yield iteration + 1, step(problem, state, touching)
+        yield step(problem, state, touching)
 
 
 def stop_patches(problem: Problem, state: State, count: int) -> None:
@@ -189,15 +191,15 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     kind = teacher.mean.device.type
     with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bfloat16"):
         if problem.statistics is None:
-            logits, blocks = teacher.logits(view), []
+            logits, layers = teacher.logits(view), []
         else:
-            logits, blocks = teacher.features(view)
+            logits, layers = teacher.features(view)
     loss = losses.classification(logits.to(patches.dtype), state.targets)
     if config.tv:
         loss = loss + config.tv * losses.total_variation(patches, touching)
     if problem.statistics is not None:
-        blocks = [block.to(patches.dtype) for block in blocks]
-        loss = loss + config.statistics * losses.statistics_prior(blocks, view.positions, teacher, problem.statistics)
+        layers = [layer.to(patches.dtype) for layer in layers]
+        loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)
     # A sum, not a mean: an image's gradient must not shrink with the size of its batch.
     loss.sum().backward()
     adam_step(state.parameters, state.moments, state.age, config)
@@ -279,14 +281,14 @@ def _check_prior(teacher: Teacher, config: InversionConfig, statistics: FeatureS
 
 def _reporter(
     problem: Problem, images: int, progress: Callable[[InversionProgress], None] | None
-) -> Callable[[State, int, Tensor], None]:
+) -> Callable[[State, Tensor], None]:
     """Turns a batch's iterations into `InversionProgress` of the whole inversion."""
     size, iterations = problem.config.batch_size, problem.config.iterations
     total = iterations * -(-images // size)
     started = time.perf_counter()
     done = 0
 
-    def report(state: State, iteration: int, loss: Tensor) -> None:
+    def report(state: State, loss: Tensor) -> None:
         nonlocal done
         done += 1
         if progress is not None:
