@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
 from server.run import check_models
 from simulations.superlink import PROJECT, LaunchError, superlink
 from smi_fed.checks import SettingError
-from smi_fed.config import load_settings
+from smi_fed.config import join_overrides, load_settings
 from smi_fed.files import writable_directory
 from smi_fed.report import print_summary
 
@@ -28,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as seed=1 inversion=dense")
     options = parser.parse_args(arguments)
     output = options.output.expanduser().absolute()
-    overrides = " ".join(map(shlex.quote, [f"strategy.min_nodes={options.clients}", *options.overrides]))
+    overrides = join_overrides([f"strategy.min_nodes={options.clients}", *options.overrides])
     try:
         check_models(load_settings(PROJECT / "conf", overrides))
         writable_directory(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -18,6 +18,9 @@ from smi_fed.models import ModelSpec
 from smi_fed.training import TrainingConfig
 
 T = TypeVar("T")
+
+_WORD = re.compile(r"""(?:[^\s'"\[{]|'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\})+""")
+"""One override: up to a space that is not inside quotes or brackets (Hydra wants the quotes kept)."""
 
 _HYDRA_LOCK = threading.RLock()
 """Hydra keeps one global state, and a ServerApp runs in a thread."""
@@ -158,8 +161,18 @@ def load_settings(directory: Path, overrides: str | Sequence[str] = "") -> Setti
     Raises:
         SettingError: a key or value that cannot be: the key, what was got, what is allowed.
     """
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    words = _WORD.findall(overrides) if isinstance(overrides, str) else list(overrides)
     return make(Settings, compose(directory, words), "")
+
+
+def join_overrides(words: Sequence[str]) -> str:
+    """One string of overrides for `load_settings`; values that Hydra would split are quoted."""
+    joined = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        plain = not any(sign in value for sign in " ,:") or value[:1] in ("'", "[", "{")
+        joined.append(word if plain else f"{key}{equals}'{value}'")
+    return " ".join(joined)
 
 
 def compose(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from smi_fed import tokens
 from smi_fed.checks import is_number, require, require_choice
 from smi_fed.models import Classifier
 from smi_fed.sparse_images import SparseImages
-from smi_fed.training import TrainingConfig, optimiser, shift_images
+from smi_fed.training import Optimiser, TrainingConfig, shift_images
 
 ENSEMBLES = ("uniform", "examples", "class")
 
@@ -34,7 +34,7 @@ class DistillationConfig(TrainingConfig):
         SettingError: naming what cannot be.
     """
 
-    batch_size: int = 128
+    steps: int = 600
     temperature: float = 2.0
     mixup: float = 1.0
     tokens: str = "all"
@@ -134,7 +134,7 @@ def distill(
     weights = (torch.full((len(teachers), 1), 1 / len(teachers)) if weights is None else weights).to(device)
     pixels = torch.cat([each.images for each in sets]).to(device)
     shown = _Shown(student, sets, config, device)
-    adam, cycle = optimiser(student, config)
+    optimiser = Optimiser(student, config)
     before = [teacher.training for teacher in teachers]
     for teacher in teachers:
         teacher.eval()
@@ -148,11 +148,7 @@ def distill(
             with torch.no_grad():
                 wanted = ensemble_probabilities([t(batch) for t in teachers], weights, config.temperature)
             loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
-            adam.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), config.clip)
-            adam.step()
-            cycle.step()
+            optimiser.step(loss)
             losses.append(loss.detach())
             if progress is not None:
                 progress(step + 1, losses[-1])

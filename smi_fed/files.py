@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ class FileFormatError(ValueError):
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds."""
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    part = Path(name)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}{target.suffix}")
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode  # the umask's; tempfile and safetensors would let nobody else read an artefact
     try:
         yield part
+        part.chmod(mode)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -45,9 +47,10 @@ def save_tensors(
 ) -> None:
     """Write tensors as safetensors, atomically, with a format name and version in the metadata."""
     header = {"format": kind, "version": str(version), **metadata}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Clones, because safetensors refuses tensors that share memory.
+    own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(path) as part:
-        save_file(contiguous, part, metadata=header)
+        save_file(own, part, metadata=header)
 
 
 def load_tensors(

@@ -50,16 +50,17 @@ class ModelSpec:
         for key in ("mean", "std"):
             self._freeze_floats(key)
         if self.class_names is not None:
-            names = tuple(str(name) for name in self.class_names)
-            require(len(names) == self.num_classes, "class_names", names, f"{self.num_classes} names")
-            object.__setattr__(self, "class_names", names)
+            good = isinstance(self.class_names, list | tuple) and len(self.class_names) == self.num_classes
+            require(good, "class_names", self.class_names, f"{self.num_classes} names")
+            object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
 
     def _freeze_floats(self, key: str) -> None:
         value = getattr(self, key)
         if value is None:
             return
-        good = all(is_number(x) and (key == "mean" or x > 0) for x in value)
-        require(good and len(value) > 0, key, value, "finite numbers, above 0 for std, one per channel")
+        good = isinstance(value, list | tuple) and len(value) > 0
+        good = good and all(is_number(x) and (key == "mean" or x > 0) for x in value)
+        require(good, key, value, "finite numbers, above 0 for std, one per channel")
         object.__setattr__(self, key, tuple(float(x) for x in value))
 
     def to_json(self) -> str:
@@ -132,7 +133,8 @@ def build_model(spec: ModelSpec) -> Classifier:
     kwargs = dict(spec.kwargs)
     image_size = kwargs.get("img_size", spec.image_size)
     if spec.image_size is not None:
-        require(image_size == spec.image_size, "kwargs.img_size", image_size, f"image_size, {spec.image_size}")
+        good = _pair(image_size) == _pair(spec.image_size)
+        require(good, "kwargs.img_size", image_size, f"image_size, {spec.image_size}")
     _check_patches(image_size, kwargs.get("patch_size"))
     if image_size is not None and "img_size" not in kwargs and _takes_image_size(spec, kwargs):
         kwargs["img_size"] = image_size
@@ -164,7 +166,7 @@ def _check_patches(image: Any, patch: Any) -> None:
     if image is None or patch is None:
         return
     sides = zip(_pair(image), _pair(patch), strict=True)
-    good = all(is_integer(p) and p > 0 and side % p == 0 for side, p in sides)
+    good = all(is_integer(side) and is_integer(p) and p > 0 and side % p == 0 for side, p in sides)
     require(good, "patch_size", patch, f"an int that divides the image size {image}")
 
 

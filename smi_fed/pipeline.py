@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from smi_fed.distillation import (
     ensemble_probabilities,
     ensemble_weights,
 )
-from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, invert
+from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, StopSchedule, invert
 from smi_fed.inversion.flops import trajectory_flops
 from smi_fed.models import Classifier
 from smi_fed.progress import Bar, show_inversion
 from smi_fed.training import accuracy, predict
+
+log = logging.getLogger("smi_fed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +100,14 @@ def invert_teacher(
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
 
-    Raises:
-        ValueError: the prior is on and the teacher came without statistics.
+    A teacher that came without feature statistics (few examples, or no patch tokens) is
+    inverted without that prior.
     """
     targets = draw_targets(teacher, config.images_per_teacher, generator)
     inversion = config.inversion
+    if inversion.statistics and teacher.statistics is None:
+        log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
+        inversion = replace(inversion, statistics=0.0)
     batches = -(-len(targets) // inversion.batch_size)
     started = time.perf_counter()
     with Bar(f"inversion of {teacher.name}", inversion.iterations * batches) as bar:
@@ -110,12 +116,12 @@ def invert_teacher(
             targets,
             inversion,
             generator=generator,
-            statistics=teacher.statistics if inversion.statistics else None,
+            statistics=teacher.statistics,
             teacher_id=number,
             progress=lambda now: show_inversion(bar, now),
         )
     seconds = time.perf_counter() - started
-    dense = InversionConfig(**{**vars(inversion), "schedule": ""})
+    dense = replace(inversion, schedule=StopSchedule())
     flops, dense_flops = (
         len(targets) * trajectory_flops(teacher.model, each, teacher.statistics) for each in (inversion, dense)
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from smi_fed.checks import is_integer
 from smi_fed.files import FileFormatError, load_tensors, save_tensors
 
 FORMAT = "smi-fed.sparse-images"
@@ -69,7 +70,7 @@ class SparseImages:
                 f"images keep between {int(counts.min())} and {int(counts.max())} patches; `kept` needs one "
                 "number, use `mask`"
             )
-        return self.mask.flatten(1).nonzero()[:, 1].view(len(self), -1)
+        return self.mask.flatten(1).nonzero()[:, 1].view(len(self), int(counts[0]) if len(counts) else 0)
 
     @property
     def kept_fraction(self) -> float:
@@ -92,16 +93,20 @@ class SparseImages:
         """All images of `parts` in order.
 
         Raises:
-            ValueError: no parts, or parts of different patch or image size.
+            ValueError: no parts, or parts of different patch or image size or of different
+                kinds of targets.
         """
         if not parts:
             raise ValueError("nothing to concatenate: got no sparse images")
-        sizes = {(part.patch_size, tuple(part.images.shape[1:])) for part in parts}
-        if len(sizes) > 1:
-            raise ValueError(f"sparse images of different patch or image size cannot be one set: got {sorted(sizes)}")
         names = [f.name for f in fields(cls) if f.name != "patch_size"]
         if any(part.soft_labels is None for part in parts):
             names.remove("soft_labels")
+        kinds = {(p.patch_size, *(tuple(getattr(p, name).shape[1:]) for name in names)) for p in parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                "sparse images of different patch or image size or targets cannot be one set: got patch_size, "
+                f"{', '.join(names)} of {sorted(kinds)}"
+            )
         rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(patch_size=parts[0].patch_size, **rows)
 
@@ -137,13 +142,29 @@ def _problem(found: SparseImages) -> str | None:
     if not bool(((images >= 0) & (images <= 1)).all()):
         return "pixels outside [0, 1] or not finite"
     b, _, h, w = images.shape
-    grid = (b, h // found.patch_size[0], w // found.patch_size[1])
-    if mask.dtype != torch.bool or tuple(mask.shape) != grid or h % found.patch_size[0] or w % found.patch_size[1]:
+    ph, pw = found.patch_size
+    if not all(is_integer(p) and p > 0 and side % p == 0 for p, side in ((ph, h), (pw, w))):
+        return f"patch_size is {found.patch_size}, expected two ints that divide the image size {(h, w)}"
+    grid = (b, h // ph, w // pw)
+    if mask.dtype != torch.bool or tuple(mask.shape) != grid:
         return f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {grid}"
-    if tuple(found.stopped_at.shape) != grid or not bool(((found.stopped_at < 0) == mask).all()):
+    if found.stopped_at.dtype != torch.int64 or tuple(found.stopped_at.shape) != grid:
+        return f"stopped_at is {found.stopped_at.dtype} {tuple(found.stopped_at.shape)}, expected int64 {grid}"
+    if not bool(((found.stopped_at < 0) == mask).all()):
         return "stopped_at does not agree with the mask"
-    lengths = {name: len(getattr(found, name)) for name in ("targets", "ids", "teachers")}
-    if found.soft_labels is not None:
-        lengths["soft_labels"] = len(found.soft_labels)
-    wrong = {name: length for name, length in lengths.items() if length != b}
+    targets, soft = found.targets, found.soft_labels
+    good = {
+        "targets": targets.dtype == torch.int64 if targets.ndim == 1 else _is_rows_of_floats(targets),
+        "ids": found.ids.dtype == torch.int64 and found.ids.ndim == 1,
+        "teachers": found.teachers.dtype == torch.int64 and found.teachers.ndim == 1,
+        "soft_labels": soft is None or _is_rows_of_floats(soft),
+    }
+    rows = {name: value for name in good if (value := getattr(found, name)) is not None}
+    wrong = {
+        name: f"{value.dtype} {tuple(value.shape)}" for name, value in rows.items() if not good[name] or len(value) != b
+    }
     return f"{b} images but {wrong}" if wrong else None
+
+
+def _is_rows_of_floats(values: Tensor) -> bool:
+    return values.ndim == 2 and values.is_floating_point()

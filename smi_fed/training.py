@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smi_fed.checks import is_integer, is_number, require
+from smi_fed.checks import is_integer, is_number, require, require_choice
 from smi_fed.data import ImageSet
 
 
@@ -20,10 +21,12 @@ class TrainingConfig:
     Args:
         steps: optimiser steps.
         batch_size: images per step, with replacement across epochs.
-        learning_rate: peak of the one-cycle schedule, above 0.
+        optimiser: muon (hidden matrices by Muon, everything else by AdamW) | adamw.
+        learning_rate: AdamW's peak, above 0.
+        muon_learning_rate: Muon's peak, above 0.
         betas: AdamW's.
-        weight_decay: AdamW's, >= 0.
-        warmup: share of the steps that the rate rises, inside (0, 1).
+        weight_decay: of both, >= 0.
+        warmup: share of the steps that the rates rise, inside (0, 1); then they fall by a cosine.
         clip: largest gradient norm, above 0.
         jitter: largest cyclic shift of training images in pixels.
 
@@ -31,9 +34,11 @@ class TrainingConfig:
         SettingError: naming what cannot be.
     """
 
-    steps: int = 600
+    steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 5e-3
+    optimiser: str = "muon"
+    learning_rate: float = 3e-3
+    muon_learning_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup: float = 0.15
@@ -42,10 +47,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        require_choice("optimiser", self.optimiser, ("muon", "adamw"))
         for key, least in {"steps": 1, "batch_size": 1, "jitter": 0}.items():
             value = getattr(self, key)
             require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
-        for key in ("learning_rate", "clip"):
+        for key in ("learning_rate", "muon_learning_rate", "clip"):
             value = getattr(self, key)
             require(is_number(value) and value > 0, key, value, "a number > 0")
         require(is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
@@ -54,17 +60,49 @@ class TrainingConfig:
         require(good, "betas", self.betas, "two numbers in [0, 1)")
 
 
-def optimiser(
-    model: nn.Module, config: TrainingConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and its one-cycle schedule. A tiny ViT from random weights needs the warm-up and the clipping."""
-    adam = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        adam, max_lr=config.learning_rate, total_steps=config.steps, pct_start=config.warmup, cycle_momentum=False
-    )
-    return adam, cycle
+class Optimiser:
+    """Torch's optimisers for one model, with warm-up and cosine decay of their rates.
+
+    A small ViT from random weights learns several times faster when its hidden matrices are
+    stepped by Muon (Jordan et al., 2024: momentum, then the nearest orthogonal matrix) than
+    by AdamW alone; Muon is not meant for vectors, embeddings and the head.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self.weights = list(model.parameters())
+        self.clip = config.clip
+        muon = config.optimiser == "muon"
+        hidden = [w for name, w in model.named_parameters() if muon and w.ndim == 2 and "blocks." in name]
+        chosen = {id(weight) for weight in hidden}
+        rest = [weight for weight in self.weights if id(weight) not in chosen]
+        adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        self.parts: list[torch.optim.Optimizer] = [adamw]
+        if hidden:
+            self.parts.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(part, _rate(config)) for part in self.parts]
+
+    def step(self, loss: Tensor) -> None:
+        """One step down `loss`, with the gradient's norm clipped."""
+        for part in self.parts:
+            part.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.clip)
+        for part in self.parts:
+            part.step()
+        for schedule in self.schedules:
+            schedule.step()
+
+
+def _rate(config: TrainingConfig) -> Callable[[int], float]:
+    """Share of the peak rate at a step: a line up, then half a cosine down to 0."""
+    rise = max(1, round(config.warmup * config.steps))
+
+    def rate(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, config.steps - rise)))
+
+    return rate
 
 
 def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
@@ -98,18 +136,14 @@ def train(
         raise ValueError("cannot train on an empty partition: got 0 images")
     device = next(model.parameters()).device
     images, labels = data.images.to(device), data.labels.to(device)
-    adam, cycle = optimiser(model, config)
+    optimiser = Optimiser(model, config)
     losses = []
     model.train()
     for step in range(config.steps):
         rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
         batch = shift_images(images[rows], config.jitter, generator)
         loss = F.cross_entropy(model(batch), labels[rows])
-        adam.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        adam.step()
-        cycle.step()
+        optimiser.step(loss)
         losses.append(loss.detach())
         if progress is not None:
             progress(step + 1, losses[-1])

@@ -49,6 +49,7 @@ def randomised(model: Classifier, seed: int = 0) -> Classifier:
     """Weights of a size that matters: timm starts heads and positions near zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.15 * noise)
     return model.eval()

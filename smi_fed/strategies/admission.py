@@ -12,7 +12,7 @@ from statistics import median_low
 from typing import Any
 
 import torch
-from flwr.app import Array
+from flwr.app import Array, Message
 from torch import Tensor
 
 from smi_fed.checks import SettingError, is_number
@@ -87,8 +87,10 @@ class Verdict:
     node: int
     architecture: str = ""
     num_examples: int = 0
+    train_loss: float = 0.0
     reason: str = ""
     teacher: TrainedTeacher | None = field(default=None, repr=False)
+    reply: Message | None = field(default=None, repr=False)
 
     @property
     def admitted(self) -> bool:

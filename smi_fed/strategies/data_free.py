@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -157,7 +158,7 @@ class DataFreeDistillation(Strategy):
             self.student, record.teachers, record.images, self.pipeline.distillation,
             seeded(self.seed, server_round, len(record.teachers)),
         )  # fmt: skip
-        result = self.strategy.aggregate_train(server_round, self._project(replies, verdicts))
+        result = self.strategy.aggregate_train(server_round, self._project(verdicts))
         record.seconds = time.perf_counter() - started
         self.rounds.append(record)
         if self.on_round is not None:
@@ -188,28 +189,24 @@ class DataFreeDistillation(Strategy):
     def _judge_one(self, node: int, message: Message, expected: Expectation) -> Verdict:
         if message.has_error():
             return Verdict(node, reason=f"client failed: {message.error.reason} (code {message.error.code})")
-        architecture = ""
         try:
             claim = records.read_reply(message.content)
-            architecture = claim.spec[:200]
             teacher = admit(claim, self.policy, expected, self.device)
         except records.BadReplyError as error:
-            return Verdict(node, architecture, reason=str(error))
-        teacher = replace(teacher, name=teacher.name or str(node))
-        log.info("node %d admitted: %s, %d examples", node, describe(teacher.model.spec), teacher.num_examples)
-        return Verdict(node, describe(teacher.model.spec), teacher.num_examples, teacher=teacher)
+            return Verdict(node, reason=str(error))
+        teacher = replace(teacher, name=teacher.name or f"node {node}")
+        architecture = describe(teacher.model.spec)
+        log.info("node %d admitted: %s, %d examples", node, architecture, teacher.num_examples)
+        return Verdict(node, architecture, teacher.num_examples, claim.train_loss, teacher=teacher, reply=message)
 
-    def _project(self, replies: Sequence[Message], verdicts: Sequence[Verdict]) -> list[Message]:
+    def _project(self, verdicts: Sequence[Verdict]) -> list[Message]:
         """One reply with the student per admitted teacher; each has arrays of its own."""
-        by_question = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
-        answered = {by_question.get(m.metadata.reply_to_message_id, m.metadata.src_node_id): m for m in replies}
         weights = self.student.state_dict()
         projected = []
         for verdict in verdicts:
-            if verdict.teacher is not None:
-                message = answered[verdict.node]
-                loss = float(message.content[records.METRICS].get(records.TRAIN_LOSS, 0.0))  # type: ignore[union-attr, arg-type]
-                message.content = records.projected_reply(weights, verdict.teacher.num_examples, loss)
+            if verdict.teacher is not None and verdict.reply is not None:
+                message = copy.copy(verdict.reply)  # the reply itself stays as it came
+                message.content = records.projected_reply(weights, verdict.teacher.num_examples, verdict.train_loss)
                 projected.append(message)
         return projected
 

@@ -9,6 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from smi_fed.checks import is_number
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import ModelSpec
 
@@ -41,7 +42,7 @@ class Claim:
         name: how the client calls itself (its partition, say).
         arrays: weights as they came, not decoded.
         statistics: arrays of the feature statistics, empty if not sent.
-        num_examples, label_counts: claimed.
+        num_examples, train_loss, label_counts: claimed.
     """
 
     spec: str
@@ -49,6 +50,7 @@ class Claim:
     arrays: Mapping[str, Array]
     statistics: Mapping[str, Array]
     num_examples: float
+    train_loss: float
     label_counts: tuple[int, ...] | None
 
 
@@ -102,9 +104,12 @@ def read_reply(content: RecordDict) -> Claim:
         raise BadReplyError(f"the record {STATISTICS!r} is not of arrays")
     if model.get(SCHEMA) != SCHEMA_VERSION:
         raise BadReplyError(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
-    num_examples, counts = metrics.get(NUM_EXAMPLES), metrics.get(LABEL_COUNTS)
-    if not isinstance(num_examples, int | float):
-        raise BadReplyError(f"{NUM_EXAMPLES} is {num_examples!r}, expected a number")
+    num_examples, loss, counts = metrics.get(NUM_EXAMPLES), metrics.get(TRAIN_LOSS, 0.0), metrics.get(LABEL_COUNTS)
+    for key, value in ((NUM_EXAMPLES, num_examples), (TRAIN_LOSS, loss)):
+        if not is_number(value):
+            raise BadReplyError(f"{key} is {value!r}, expected a finite number")
+    assert isinstance(num_examples, int | float)
+    assert isinstance(loss, int | float)
     if counts is not None and not (isinstance(counts, list) and all(isinstance(c, int) for c in counts)):
         raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
@@ -113,6 +118,7 @@ def read_reply(content: RecordDict) -> Claim:
         arrays=arrays,
         statistics=statistics,
         num_examples=num_examples,
+        train_loss=float(loss),
         label_counts=None if counts is None else tuple(int(c) for c in counts),
     )
 
