@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -134,6 +135,7 @@ def folder_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 
     Raises:
         FileNotFoundError: naming the directory.
+        SettingError: train and test have different classes.
     """
     from torchvision.datasets import ImageFolder
 
@@ -147,7 +149,12 @@ def folder_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes))
 
     if (root / "train").is_dir() and (root / "test").is_dir():
-        return read(root / "train"), read(root / "test")
+        train, test = read(root / "train"), read(root / "test")
+        same = train.class_names == test.class_names
+        require(
+            same, "name", config.name, f"the same classes in train, {train.class_names}, and test, {test.class_names}"
+        )
+        return train, test
     return _split(read(root), config.test_fraction)
 
 
@@ -156,7 +163,10 @@ def hub_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     from flwr_datasets import FederatedDataset
 
     federated = FederatedDataset(dataset=config.name, partitioners={})
-    return from_datasets({split: federated.load_split(split) for split in ("train", "test")}, config)
+    splits = {"train": federated.load_split("train")}
+    with suppress(ValueError):  # flwr-datasets' answer where there is no test split
+        splits["test"] = federated.load_split("test")
+    return from_datasets(splits, config)
 
 
 def from_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[ImageSet, ImageSet]:

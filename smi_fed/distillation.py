@@ -15,7 +15,7 @@ from smi_fed import tokens
 from smi_fed.checks import is_number, require, require_choice
 from smi_fed.models import Classifier
 from smi_fed.sparse_images import SparseImages
-from smi_fed.training import Optimiser, TrainingConfig, shift_images
+from smi_fed.training import Optimiser, TrainingConfig, evaluating, shift_images
 
 ENSEMBLES = ("uniform", "examples", "class")
 
@@ -94,9 +94,8 @@ def ensemble_probabilities(logits: Sequence[Tensor], weights: Tensor, temperatur
     With weights per class this is FedDF's average logits' cousin for skewed clients: a
     teacher is heard on a class as far as it has seen it.
     """
-    softened = torch.stack([(each / temperature).softmax(-1) for each in logits])
-    mixed = (weights[:, None].to(softened) * softened).sum(0)
-    return mixed / mixed.sum(-1, keepdim=True)
+    softened = torch.stack([(each / temperature).log_softmax(-1) for each in logits])
+    return (softened + weights[:, None].to(softened).log()).logsumexp(0).softmax(-1)
 
 
 def distill(
@@ -135,27 +134,23 @@ def distill(
     pixels = torch.cat([each.images for each in sets]).to(device)
     shown = _Shown(student, sets, config, device)
     optimiser = Optimiser(student, config)
-    before = [teacher.training for teacher in teachers]
-    for teacher in teachers:
-        teacher.eval()
     started, losses = time.perf_counter(), []
     student.train()
     try:
-        for step in range(config.steps):
-            rows = torch.randint(len(pixels), (config.batch_size,), generator=generator).to(device)
-            batch = shift_images(pixels[rows], config.jitter, generator)
-            batch = mix(batch, config.mixup, generator)
-            with torch.no_grad():
-                wanted = ensemble_probabilities([t(batch) for t in teachers], weights, config.temperature)
-            loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
-            optimiser.step(loss)
-            losses.append(loss.detach())
-            if progress is not None:
-                progress(step + 1, losses[-1])
+        with evaluating(*teachers):
+            for step in range(config.steps):
+                rows = torch.randint(len(pixels), (config.batch_size,), generator=generator).to(device)
+                batch = shift_images(pixels[rows], config.jitter, generator)
+                batch = mix(batch, config.mixup, generator)
+                with torch.no_grad():
+                    wanted = ensemble_probabilities([t(batch) for t in teachers], weights, config.temperature)
+                loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
+                optimiser.step(loss)
+                losses.append(loss.detach())
+                if progress is not None:
+                    progress(step + 1, losses[-1])
     finally:
         student.eval()
-        for teacher, mode in zip(teachers, before, strict=True):
-            teacher.train(mode)
     return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
 
 
@@ -193,10 +188,7 @@ class _Shown:
         if not isinstance(student, Classifier) or backbone is None or not tokens.is_token_model(backbone):
             raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
         self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
-        cover = torch.cat([coverage(each, self.patch_size) for each in sets])
-        # One number of tokens for all, so that they share a batch: the mean share that was kept.
-        count = max(1, math.ceil(float(cover.mean()) * cover.shape[1]))
-        self.kept = cover.topk(count, dim=1).indices.sort(dim=1).values.to(device)
+        self.kept = shown_tokens(sets, self.patch_size).to(device)
 
     def logits(self, batch: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         everything = self.mode == "all"
@@ -209,6 +201,16 @@ class _Shown:
         patches = tokens.to_patches((batch - student.mean) / student.std, self.patch_size)
         kept = self.kept[rows]
         return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
+
+
+def shown_tokens(sets: Sequence[SparseImages], patch_size: tuple[int, int]) -> Tensor:
+    """Ascending indices (images, k) of the patches that lie most under kept ones.
+
+    One k for all, so that they share a batch: the mean number kept, rounded up.
+    """
+    cover = torch.cat([coverage(each, patch_size) for each in sets])
+    count = math.ceil(float(cover.sum(dtype=torch.float64)) / len(cover) - 1e-4)  # shares of a third are not exact
+    return cover.topk(max(1, count), dim=1).indices.sort(dim=1).values
 
 
 def coverage(images: SparseImages, patch_size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,6 @@ class TrainingConfig:
     jitter: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
         require_choice("optimiser", self.optimiser, ("muon", "adamw"))
         for key, least in {"steps": 1, "batch_size": 1, "jitter": 0}.items():
             value = getattr(self, key)
@@ -56,8 +56,10 @@ class TrainingConfig:
             require(is_number(value) and value > 0, key, value, "a number > 0")
         require(is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
         require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", self.warmup, "a number inside (0, 1)")
-        good = len(self.betas) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
+        good = isinstance(self.betas, list | tuple) and len(self.betas) == 2
+        good = good and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
         require(good, "betas", self.betas, "two numbers in [0, 1)")
+        object.__setattr__(self, "betas", tuple(self.betas))
 
 
 class Optimiser:
@@ -151,16 +153,25 @@ def train(
     return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
 
 
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode is as before afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """Logits (n, classes) on the CPU, in evaluation mode; the model's mode is as before afterwards."""
-    training = model.training
     device = next(model.parameters()).device
-    model.eval()
-    try:
+    with evaluating(model):
         return torch.cat([model(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
-    finally:
-        model.train(training)
 
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:

@@ -43,7 +43,7 @@ def test_dense_and_attention_differ_from_sparse_in_one_thing():
 
 
 def test_quoted_overrides_survive():
-    settings = load_settings(CONF, "inversion.schedule='10:0.3,20:0.3' data.source=folder data.name='/a b/c'")
+    settings = load_settings(CONF, "inversion.schedule='10:0.3,20:0.3' data=folder data.name='/a b/c'")
     assert settings.data.name == "/a b/c"
     assert str(settings.inversion.schedule) == "10:0.3,20:0.3"
 
@@ -52,7 +52,7 @@ def test_a_shells_words_become_one_string():
     words = [
         "seed=3",
         "inversion.schedule=10:0.3,20:0.3",
-        "data.source=folder",
+        "data=folder",
         "data.name=/a b/c",
         "inversion.levels=[2,4]",
     ]
@@ -73,3 +73,17 @@ def test_an_unreadable_override_is_refused():
         load_settings(CONF, "seed")
     with pytest.raises(SettingError, match="nonsense: got 3"):
         load_settings(CONF, "+nonsense=3")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in ("data", "inversion", "distillation")], ids=str)
+def test_every_field_can_be_overridden(path):
+    group = path.parent.name
+    config = load_settings(CONF, override_for(path))
+    assert set(compose(CONF, [override_for(path)])[group]) == set(vars(getattr(config, group)))
+
+
+def test_every_client_server_and_strategy_field_can_be_overridden():
+    composed, settings = compose(CONF, []), load_settings(CONF)
+    for group in ("client", "server", "strategy", "admission"):
+        assert set(composed[group]) == set(vars(getattr(settings, group)))
+    assert set(composed["client"]["training"]) == set(vars(settings.client.training))

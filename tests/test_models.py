@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import timm
@@ -216,7 +216,7 @@ def test_mean_and_std_are_no_weights():
     assert model.double().mean.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["vit_tinny", "", "vit tiny", "no/such"])
+@pytest.mark.parametrize("name", ["vit_tinny", "", "vit tiny"])
 def test_an_unknown_architecture(name):
     with pytest.raises(SettingError, match="allowed: a timm model name") as error:
         build_model(ModelSpec(name, 5))
@@ -227,17 +227,15 @@ def test_an_unknown_architecture(name):
     ("name", "kwargs", "says"),
     [
         (VIT, {"widht": 3}, "widht"),
-        (VIT, {**TINY, "num_heads": 5}, "num_heads"),
+        (VIT, {**NARROW, "num_heads": 5}, "num_heads"),
         ("resnet10t", {"patch_size": 4}, "patch_size"),
         ("resnet10t", {"img_size": 32}, "img_size"),
     ],
 )
-@pytest.mark.parametrize("image_size", [None, 32, 16])
+@pytest.mark.parametrize("image_size", [None, 32])
 def test_an_argument_that_is_not_taken(name, kwargs, says, image_size):
-    if "img_size" in kwargs:
-        image_size = None
     with pytest.raises(SettingError, match=f"what {name} takes .*{says}") as error:
-        build_model(ModelSpec(name, 5, image_size if kwargs.get("img_size") is None else None, kwargs))
+        build_model(ModelSpec(name, 5, image_size, kwargs))
     assert error.value.key == "kwargs"
     assert error.value.got.items() >= kwargs.items()
 
@@ -297,4 +295,3 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
 
 def test_the_classifier_remembers_its_spec():
     assert small_vit().spec == small_spec()
-    assert {f.name for f in fields(ModelSpec)} >= {"name", "num_classes", "image_size", "kwargs", "mean", "std"}

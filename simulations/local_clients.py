@@ -1,0 +1,52 @@
+"""The clients of a run, trained in this process and kept on disk, for studies that start after training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from clients.app import own_images, own_statistics
+from smi_fed.config import Settings
+from smi_fed.files import load_tensors, save_tensors
+from smi_fed.models import build_model
+from smi_fed.pipeline import TrainedTeacher, seeded
+from smi_fed.training import train
+
+log = logging.getLogger("smi_fed")
+
+FORMAT, VERSION = "smi-fed.local-client", 1
+
+
+def digest(*parts: object) -> str:
+    """A short name for settings: the same settings, the same name."""
+    text = json.dumps([repr(part) for part in parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def trained_clients(settings: Settings, number: int, cache: Path) -> list[TrainedTeacher]:
+    """`number` clients as the federation trains them, from `cache` where they were trained before."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return [_client(settings, i, number, cache) for i in range(number)]
+
+
+def _client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
+    spec = settings.model.of_client(number)
+    data = own_images(settings, number, total)
+    torch.manual_seed(settings.seed * 1000 + number)
+    model = build_model(spec)
+    name = digest(settings.seed, spec, asdict(settings.data), asdict(settings.client), number, total)
+    path = cache / f"client-{name}.safetensors"
+    if path.exists():
+        weights, _ = load_tensors(path, FORMAT, VERSION)
+        model.load_state_dict(weights)
+    else:
+        log.info("training client %d of %d (%s)", number, total, spec.name)
+        train(model, data, settings.client.training, generator=seeded(settings.seed, number))
+        save_tensors(path, model.state_dict(), FORMAT, VERSION)
+    counts = tuple(data.label_counts().tolist()) if settings.client.send_label_counts else None
+    return TrainedTeacher(f"client {number}", model.eval(), len(data), counts, own_statistics(settings, model, data))

@@ -1,0 +1,304 @@
+from dataclasses import replace
+
+import datasets
+import flwr_datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from smi_fed.checks import SettingError
+from smi_fed.data import DataConfig, ImageSet, digits, folder_images, from_datasets, hub_images, load_images, partition
+
+pytestmark = pytest.mark.filterwarnings("ignore:Classes.*will NOT be used")
+
+LABELS = torch.arange(300) % 10
+
+
+def rows(*sets):
+    """The images as a sorted list of bytes, to compare sets with repetitions."""
+    return sorted(image.numpy().tobytes() for each in sets for image in each.images)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3)])
+def test_digits(size, channels):
+    train, test = digits(size, channels)
+    for each, count in ((train, 1347), (test, 450)):
+        assert each.images.shape == (count, channels, size, size)
+        assert each.images.dtype == torch.float32
+        assert each.labels.dtype == torch.int64
+        assert 0 <= float(each.images.min()) < 0.01
+        assert 0.99 < float(each.images.max()) <= 1
+        assert each.class_names == tuple("0123456789")
+        assert torch.equal(each.images[:, :1].expand(-1, channels, -1, -1), each.images)
+
+
+def test_the_digits_are_all_there_and_each_is_train_or_test():
+    train, test = digits(8)
+    theirs = load_digits()
+    everything = torch.tensor(theirs.images, dtype=torch.float32)[:, None] / 16
+    assert rows(train, test) == rows(ImageSet(everything, LABELS[:1].expand(1797), ()))
+    for image, label in zip(test.images[:20], test.labels[:20], strict=True):
+        same = (everything == image).flatten(1).all(1).nonzero()[:, 0].tolist()
+        assert int(label) in theirs.target[same]
+
+
+def test_the_split_is_the_same_each_time():
+    first = digits(8)
+    digits.cache_clear()
+    second = digits(8)
+    assert first is not second
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_the_split_is_stratified(fraction):
+    train, test = digits(8, test_fraction=fraction)
+    everything = train.label_counts() + test.label_counts()
+    assert everything.tolist() == np.bincount(load_digits().target).tolist()
+    assert bool(((test.label_counts() - fraction * everything).abs() <= 1).all())
+
+
+def test_an_image_set():
+    images = ImageSet(torch.rand(5, 1, 2, 2), torch.tensor([2, 0, 2, 2, 0]), ("a", "b", "c", "d"))
+    assert len(images) == 5
+    assert images.label_counts().tolist() == [2, 0, 3, 0]
+    for indices in ([4, 0], torch.tensor([4, 0]), np.array([4, 0])):
+        chosen = images.select(indices)
+        assert chosen.labels.tolist() == [0, 2]
+        assert torch.equal(chosen.images, images.images[[4, 0]])
+        assert chosen.class_names == images.class_names
+    nothing = images.select([])
+    assert len(nothing) == 0
+    assert nothing.label_counts().tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("shape", "labels"), [((5, 2, 2), 5), ((5, 1, 2, 2), 4)])
+def test_images_that_do_not_fit_their_labels(shape, labels):
+    with pytest.raises(SettingError, match=rf"images: got .*\(n, c, h, w\) with {labels} labels"):
+        ImageSet(torch.rand(shape), torch.zeros(labels, dtype=torch.long), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("source", "disk", "digits | folder | hub"), ("scheme", "random", "dirichlet | iid | pathological"),
+        ("image_size", 7, "an int >= 8"), ("image_size", 32.0, "an int >= 8"), ("image_size", True, "an int >= 8"),
+        ("channels", 2, "1 | 3"), ("channels", 0, "1 | 3"),
+        ("test_fraction", 0.0, "inside (0, 1)"), ("test_fraction", 1.0, "inside (0, 1)"),
+        ("test_fraction", float("nan"), "inside (0, 1)"), ("test_fraction", "0.2", "inside (0, 1)"),
+        ("alpha", 0, "a number > 0"), ("alpha", -1.0, "a number > 0"), ("alpha", float("inf"), "a number > 0"),
+        ("classes_per_partition", 0, "an int >= 1"), ("classes_per_partition", 1.5, "an int >= 1"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(key, value, allowed):
+    with pytest.raises(SettingError) as error:
+        DataConfig(**{key: value})
+    assert error.value.key == key
+    assert error.value.got is value
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["hub", "folder"])
+def test_a_source_that_needs_a_name(source):
+    with pytest.raises(SettingError, match=f"name: got '', allowed: a name for source {source}"):
+        DataConfig(source=source)
+
+
+SCHEMES = {
+    "iid": DataConfig(scheme="iid"),
+    "dirichlet": DataConfig(scheme="dirichlet", alpha=0.5),
+    "pathological": DataConfig(scheme="pathological", classes_per_partition=2),
+}
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from(list(SCHEMES)),
+    st.lists(st.integers(0, 4), min_size=30, max_size=60).map(lambda some: [*range(5), *some]),
+    st.integers(1, 6),
+    st.integers(0, 99),
+)
+def test_partitions_are_disjoint_and_cover(scheme, labels, partitions, seed):
+    parts = partition(torch.tensor(labels), SCHEMES[scheme], partitions, seed)
+    assert len(parts) == partitions
+    assert all(part.dtype == np.int64 for part in parts)
+    together = np.concatenate(parts).tolist()
+    assert len(set(together)) == len(together)
+    assert set(together) <= set(range(len(labels)))
+    if scheme != "pathological":
+        assert sorted(together) == list(range(len(labels)))
+
+
+@every_scheme
+def test_partitions_are_a_function_of_the_seed(scheme):
+    first, again, other = (partition(LABELS, SCHEMES[scheme], 4, seed) for seed in (0, 0, 1))
+    assert [part.tolist() for part in first] == [part.tolist() for part in again]
+    assert [part.tolist() for part in first] != [part.tolist() for part in other]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_pathological_partitions_have_few_classes(classes):
+    config = replace(SCHEMES["pathological"], classes_per_partition=classes)
+    for part in partition(LABELS, config, 5, 0):
+        assert len(LABELS[part].unique()) == classes
+
+
+def test_iid_partitions_are_alike_and_dirichlets_are_not():
+    def spread(scheme, **changes):
+        parts = partition(LABELS, replace(SCHEMES[scheme], **changes), 5, 0)
+        return float(torch.stack([torch.bincount(LABELS[part], minlength=10) for part in parts]).float().std(0).mean())
+
+    assert [len(part) for part in partition(LABELS, SCHEMES["iid"], 5, 0)] == [60] * 5
+    assert spread("iid") < spread("dirichlet", alpha=1.0) < spread("dirichlet", alpha=0.05)
+
+
+@pytest.mark.parametrize("partitions", [0, -1, 2.0, True])
+def test_a_number_of_partitions_that_cannot_be(partitions):
+    with pytest.raises(SettingError, match=f"partitions: got {partitions}, allowed: an int >= 1"):
+        partition(LABELS, DataConfig(), partitions, 0)
+
+
+def test_more_classes_per_partition_than_there_are():
+    with pytest.raises(SettingError, match="classes_per_partition: got 11, allowed: at most the 10 classes"):
+        partition(LABELS, DataConfig(scheme="pathological", classes_per_partition=11), 2, 0)
+
+
+def paint(directory, counts, size=(10, 12)):
+    """Class directories of one-coloured PNGs; the colour tells class and number."""
+    for index, (name, count) in enumerate(counts.items()):
+        (directory / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", size, (100 * index, 10 * number, 255)).save(directory / name / f"{number}.png")
+
+
+def folder(path, **changes):
+    return DataConfig(**{"source": "folder", "name": str(path), "image_size": 8, "channels": 3, **changes})
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    paint(tmp_path / "train", {"cat": 3, "dog": 2})
+    paint(tmp_path / "test", {"cat": 1, "dog": 2})
+    train, test = load_images(folder(tmp_path))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert train.label_counts().tolist() == [3, 2]
+    assert test.label_counts().tolist() == [1, 2]
+    assert train.images.shape == (5, 3, 8, 8)
+    for image, label in zip(train.images, train.labels, strict=True):
+        torch.testing.assert_close(image[0], torch.full((8, 8), 100 * int(label) / 255))
+        torch.testing.assert_close(image[2], torch.ones(8, 8))
+
+
+def test_a_folder_that_is_split(tmp_path):
+    paint(tmp_path, {"cat": 8, "dog": 4})
+    train, test = folder_images(folder(tmp_path, test_fraction=0.25))
+    assert train.label_counts().tolist() == [6, 3]
+    assert test.label_counts().tolist() == [2, 1]
+    assert len(set(rows(train, test))) == 12
+    again = folder_images(folder(tmp_path, test_fraction=0.25))
+    assert rows(again[1]) == rows(test)
+
+
+def test_a_folder_in_grey(tmp_path):
+    paint(tmp_path, {"cat": 4, "dog": 4})
+    train, _ = folder_images(folder(tmp_path, channels=1, image_size=16))
+    assert train.images.shape[1:] == (1, 16, 16)
+    assert bool(((train.images >= 0) & (train.images <= 1)).all())
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data.name: got .*nowhere.*a directory of class directories"):
+        folder_images(folder(tmp_path / "nowhere"))
+
+
+def test_train_and_test_of_different_classes(tmp_path):
+    paint(tmp_path / "train", {"cat": 2, "dog": 2})
+    paint(tmp_path / "test", {"dog": 2})  # ImageFolder would call a dog 0 here and 1 above
+    with pytest.raises(SettingError, match=r"name: got .*\('cat', 'dog'\).*\('dog',\)"):
+        folder_images(folder(tmp_path))
+
+
+def dataset(labels, mode="RGB", names=("cat", "dog", "eel"), size=(12, 10), columns=("image", "label")):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    colour = [(40 * label, 90, 255)[:channels] for label in labels]
+    images = [Image.new(mode, size, each if channels > 1 else each[0]) for each in colour]
+    label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
+    features = datasets.Features({columns[0]: datasets.Image(), columns[1]: label})
+    return datasets.Dataset.from_dict({columns[0]: images, columns[1]: list(labels)}, features=features)
+
+
+HUB = DataConfig(source="hub", name="somebody/pets", image_size=8, channels=3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dataset_in_colour_and_grey(mode, channels):
+    splits = {"train": dataset([0, 1, 2, 1], mode), "test": dataset([2, 0], mode)}
+    train, test = from_datasets(splits, replace(HUB, channels=channels))
+    assert train.images.shape == (4, channels, 8, 8)
+    assert train.labels.tolist() == [0, 1, 2, 1]
+    assert test.labels.tolist() == [2, 0]
+    assert train.class_names == test.class_names == ("cat", "dog", "eel")
+    if mode == "L" or channels == 3:
+        torch.testing.assert_close(train.images[2, 0], torch.full((8, 8), 80 / 255))
+
+
+def test_a_dataset_without_names_or_test_split():
+    splits = {"train": dataset([0, 1, 2] * 8, names=None, columns=("img", "y"))}
+    train, test = from_datasets(splits, replace(HUB, image_column="img", label_column="y"))
+    assert train.class_names == ("0", "1", "2")
+    assert test.label_counts().tolist() == [2, 2, 2]
+    assert len(train) == 18
+
+
+@pytest.mark.parametrize("key", ["image_column", "label_column"])
+def test_a_missing_column_is_named_beside_those_there(key):
+    with pytest.raises(SettingError, match=rf"{key}: got 'colour', allowed: image \| label"):
+        from_datasets({"train": dataset([0, 1])}, replace(HUB, **{key: "colour"}))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands for flwr-datasets; a list of what it was asked for, and the splits it has."""
+    asked, splits = [], {}
+
+    class FederatedDataset:
+        def __init__(self, *, dataset, partitioners):
+            asked.append(dataset)
+            assert partitioners == {}
+
+        def load_split(self, split):
+            if split not in splits:
+                raise ValueError(f"The given split: '{split}' is not present in the dataset's splits: {list(splits)}.")
+            asked.append(split)
+            return splits[split]
+
+    monkeypatch.setattr(flwr_datasets, "FederatedDataset", FederatedDataset)
+    return asked, splits
+
+
+def test_a_hub_data_set_comes_through_flwr_datasets(hub):
+    asked, splits = hub
+    splits.update(train=dataset([0, 1, 2]), test=dataset([1]))
+    train, test = load_images(HUB)
+    assert asked == ["somebody/pets", "train", "test"]
+    assert train.labels.tolist() == [0, 1, 2]
+    assert test.labels.tolist() == [1]
+
+
+def test_a_hub_data_set_without_a_test_split(hub):
+    hub[1].update(train=dataset([0, 1, 2] * 8))
+    train, test = hub_images(HUB)
+    assert (len(train), len(test)) == (18, 6)
+
+
+def test_a_hub_data_set_without_a_train_split(hub):
+    hub[1].update(validation=dataset([0, 1, 2]))
+    with pytest.raises(ValueError, match="'train' is not present"):
+        hub_images(HUB)
