@@ -108,6 +108,17 @@ def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = Non
                 stop(process, group=True)
 
 
+def supernode(link: SuperLink, partition: int, partitions: int, arch: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a SuperNode on this machine; its log is supernode<partition>.log in the link's home."""
+    config = f"partition-id={partition} num-partitions={partitions}" + (f' arch="{arch}"' if arch else "")
+    command = [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link.port}"]
+    command += ["--node-config", config, "--port", str(free_port())]
+    with (link.home / f"supernode{partition}.log").open("w") as log:
+        return subprocess.Popen(
+            command, env=dict(link.env), cwd=link.home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
 def _write_config(home: Path, port: int) -> None:
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'

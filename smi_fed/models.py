@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -128,9 +129,13 @@ def build_model(spec: ModelSpec) -> Classifier:
     Raises:
         SettingError: an unknown architecture, arguments that the architecture does not
             take, sizes that contradict each other, or a patch size that does not divide
-            the image.
+            the image, or a checkpoint that is not there.
     """
     kwargs = dict(spec.kwargs)
+    checkpoint = kwargs.get("checkpoint_path")
+    require(
+        not checkpoint or Path(str(checkpoint)).is_file(), "kwargs.checkpoint_path", checkpoint, "a file of weights"
+    )
     image_size = kwargs.get("img_size", spec.image_size)
     if spec.image_size is not None:
         good = _pair(image_size) == _pair(spec.image_size)
@@ -146,10 +151,14 @@ def build_model(spec: ModelSpec) -> Classifier:
 
 def _takes_image_size(spec: ModelSpec, kwargs: Mapping[str, Any]) -> bool:
     """Whether this architecture is built for one image size, seen on a build without memory."""
-    shape_only = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     with torch.device("meta"):
-        probe = _create(spec, shape_only)
+        probe = _create(spec, without_weights(kwargs))
     return getattr(getattr(probe, "patch_embed", None), "img_size", None) is not None
+
+
+def without_weights(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` less those that tell timm to load weights."""
+    return {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
 
 
 def _create(spec: ModelSpec, kwargs: Mapping[str, Any]) -> nn.Module:

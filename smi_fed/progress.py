@@ -46,10 +46,8 @@ class Bar:
             self.live.set_postfix_str(self.note)
 
     def text(self, elapsed: float) -> str:
-        """The bar as one line."""
-        return tqdm.format_meter(
-            self.done, self.total, elapsed, ncols=110, prefix=self.label, unit=self.unit, postfix=self.note
-        )
+        """The bar as one line, as long as its notes need."""
+        return tqdm.format_meter(self.done, self.total, elapsed, prefix=self.label, unit=self.unit, postfix=self.note)
 
     def __enter__(self) -> Bar:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors
-from smi_fed.models import Classifier, ModelSpec, build_model
+from smi_fed.models import Classifier, ModelSpec, build_model, without_weights
 from smi_fed.sparse_images import SparseImages
 
 SCHEMA_VERSION = 1
@@ -33,7 +34,8 @@ def load_student(path: str | os.PathLike[str]) -> Classifier:
     """
     weights, metadata = load_tensors(path, STUDENT_FORMAT, STUDENT_VERSION)
     try:
-        model = build_model(ModelSpec.from_json(metadata["spec"]))
+        spec = ModelSpec.from_json(metadata["spec"])
+        model = build_model(replace(spec, kwargs=without_weights(spec.kwargs)))
         model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
@@ -61,28 +63,40 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
         figure.savefig(part, dpi=120)
 
 
-def plot_images(path: str | os.PathLike[str], found: Sequence[SparseImages], names: Sequence[str],
-                class_names: Sequence[str], columns: int = 10) -> None:  # fmt: skip
+def plot_images(
+    path: str | os.PathLike[str],
+    found: Sequence[SparseImages],
+    names: Sequence[str],
+    class_names: Sequence[str],
+    columns: int = 12,
+) -> None:
     """Per teacher a row of images, and below it the same with only the patches that were kept."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * 0.9, 2 * len(found) * 0.98 + 0.6), layout="constrained")
-    axes = figure.subplots(2 * len(found), columns, squeeze=False)
-    for row, (images, name) in enumerate(zip(found, names, strict=True)):
+    figure = Figure(figsize=(columns * 0.75, len(found) * 2.1), layout="constrained")
+    axes = figure.subplots(len(found), squeeze=False)[:, 0]
+    for axis, images, name in zip(axes, found, names, strict=True):
         shown = _one_per_class(images, columns)
-        for part, pixels in enumerate((shown.images, shown.masked(0.5))):
-            for column, axis in enumerate(axes[2 * row + part]):
-                axis.axis("off")
-                if column < len(shown):
-                    _show(axis, pixels[column])
-                    if part == 0 and shown.targets.ndim == 1:
-                        axis.set_title(class_names[int(shown.targets[column])], fontsize=8, pad=2)
-        axes[2 * row, 0].text(
-            0.0, 1.35, f"{name}: images, and below them the patches kept to the end ({images.kept_fraction:.0%})",
-            transform=axes[2 * row, 0].transAxes, fontsize=8, weight="bold",
-        )  # fmt: skip
-    with replacing(path) as part_path:
-        figure.savefig(part_path, dpi=120)
+        rows = [_side_by_side(pixels) for pixels in (shown.images, shown.masked(0.5))]
+        axis.imshow(torch.cat(rows).numpy(), vmin=0, vmax=1)
+        axis.set_title(
+            f"{name}: images, and below the patches kept to the end ({images.kept_fraction:.0%})", fontsize=9
+        )
+        width = rows[0].shape[1] / len(shown)
+        labels = [class_names[int(target)] for target in shown.targets] if shown.targets.ndim == 1 else []
+        axis.set_xticks([(i + 0.5) * width for i in range(len(labels))], labels, fontsize=8)
+        axis.tick_params(length=0)
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def _side_by_side(images: Tensor, gap: int = 2) -> Tensor:
+    """Images (n, c, h, w) as one RGB picture (h + gap, n (w + gap), 3) with white gaps."""
+    colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    framed = torch.nn.functional.pad(colour, (0, gap, 0, gap), value=1.0)
+    return torch.cat(list(framed), dim=2).permute(1, 2, 0)
 
 
 def _one_per_class(images: SparseImages, count: int) -> SparseImages:
@@ -96,13 +110,6 @@ def _one_per_class(images: SparseImages, count: int) -> SparseImages:
     order = [rows[turn] for turn in range(turns) for rows in seen.values() if turn < len(rows)][:count]
     order.sort(key=lambda index: int(images.targets[index]))
     return images.select(torch.tensor(order))
-
-
-def _show(axis: Any, image: Tensor) -> None:
-    if image.shape[0] == 1:
-        axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
-    else:
-        axis.imshow(image[:3].permute(1, 2, 0).numpy())
 
 
 def print_summary(report: dict[str, Any], console: Console | None = None) -> None:

@@ -289,8 +289,9 @@ def test_a_checkpoint_of_another_shape(checkpoint):
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        build_model(ModelSpec(VIT, 5, kwargs={**TINY, "checkpoint_path": str(tmp_path / "no.pth")}))
+    path = str(tmp_path / "no.pth")
+    with pytest.raises(SettingError, match=r"kwargs\.checkpoint_path: got .*no\.pth', allowed: a file of weights"):
+        build_model(ModelSpec(VIT, 5, kwargs={**TINY, "checkpoint_path": path}))
 
 
 def test_the_classifier_remembers_its_spec():

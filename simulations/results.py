@@ -1,0 +1,98 @@
+"""Keep measured results and write the README's tables from them.
+
+`python -m simulations.results --demo runs/demo0 runs/demo1 runs/demo2 --compare runs/compare` copies the reports and
+pieces to benchmarks/results/, the pictures to docs/, and fills the README between its markers. Without arguments it
+fills the README from what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from simulations.compare import print_table
+from simulations.superlink import PROJECT
+from smi_fed.files import write_json
+
+RESULTS = PROJECT / "benchmarks" / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Copy what is named, then fill the README; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", type=Path, nargs="+", help="artefact directories of demo runs")
+    parser.add_argument("--compare", type=Path, help="output directory of a comparison")
+    options = parser.parse_args(arguments)
+    if options.demo:
+        reports = [json.loads((path / "report.json").read_text(encoding="utf-8")) for path in options.demo]
+        write_json(RESULTS / "demo.json", {"cpus": os.cpu_count(), "reports": reports})
+        shutil.copy(options.demo[0] / "synthetic.png", PROJECT / "docs" / "synthetic.png")
+    if options.compare:
+        shutil.copy(options.compare / "pieces.jsonl", RESULTS / "compare.jsonl")
+        shutil.copy(options.compare / "convergence.png", PROJECT / "docs" / "convergence.png")
+    readme = PROJECT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+def filled(readme: str) -> str:
+    """The README with both tables as the kept results have them."""
+    for name, render in (("demo", demo_table), ("compare", compare_table)):
+        before, start, rest = readme.partition(f"<!-- {name}:start -->\n")
+        _, end, after = rest.partition(f"<!-- {name}:end -->")
+        readme = before + start + render() + end + after
+    return readme
+
+
+def demo_table() -> str:
+    """A Markdown table of the demo's seeds."""
+    kept = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    rows = [
+        "| seed | clients, % | ensemble, % | student, % | patches kept | FLOPs below dense | seconds: train, invert, "
+        "distill, total |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [_demo_row(report) for report in kept["reports"]]
+    where = f"{kept['reports'][0]['device']}, {kept['cpus']} cores"
+    rows.append(
+        f"\nHeld-out test split, last step, on {where}; `python -m simulations.demo --output runs/demoN seed=N`, "
+        "[raw reports](benchmarks/results/demo.json). Totals are without the start of Flower and Ray.\n"
+    )
+    return "\n".join(rows)
+
+
+def _demo_row(report: dict[str, Any]) -> str:
+    clients = ", ".join(f"{100 * each['test_accuracy']:.1f}" for each in report["clients"])
+    inversion, seconds = report["inversion"], report["seconds"]
+    cells = [
+        report["seed"], clients, f"{100 * report['ensemble']['test_accuracy']:.1f}",
+        f"**{100 * report['student']['test_accuracy']:.1f}**", f"{inversion['kept_fraction']:.0%}",
+        f"{1 - inversion['flops'] / inversion['dense_flops']:.0%}",
+        ", ".join(f"{seconds[stage]:.0f}" for stage in ("train", "inversion", "distillation", "total")),
+    ]  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def compare_table() -> str:
+    """What `make compare` printed, from the kept pieces."""
+    text = (RESULTS / "compare.jsonl").read_text(encoding="utf-8")
+    printed = io.StringIO()
+    print_table([json.loads(line) for line in text.splitlines()], Console(file=printed, width=110))
+    seeds = " ".join(sorted({str(json.loads(line)["seed"]) for line in text.splitlines()}))
+    return (
+        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+        f"`python -m simulations.compare --seeds {seeds}`, two CPU cores, "
+        "[raw pieces](benchmarks/results/compare.jsonl).\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Real `flwr run`, real processes, real Ray. Minutes of work: `make test-slow`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simulations.superlink import PROJECT, stop, superlink, supernode
+from smi_fed.report import load_student
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def leftovers(marker):
+    """Processes whose environment still names `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if marker.encode() in (entry / "environ").read_bytes():
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+    return found
+
+
+def demo(tmp_path, *overrides):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "simulations.demo", "--output", str(tmp_path / "out"), *overrides]
+    env = {**os.environ, "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=PROJECT, env=env, **pipes)
+    return process, str(scratch)
+
+
+def wait_until_gone(marker, patience=30):
+    deadline = time.monotonic() + patience
+    while leftovers(marker) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return leftovers(marker)
+
+
+def test_the_demo_end_to_end(tmp_path):
+    process, marker = demo(tmp_path, "experiment=smoke")
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["status"] == "completed"
+    assert len({client["architecture"] for client in report["clients"]}) >= 3
+    assert load_student(tmp_path / "out" / "student.safetensors").spec.num_classes == 10
+    for stage in ("waiting for train replies", "inversion of client 3", "distillation"):
+        assert f"{stage}: 100%" in printed
+    assert "client 3" in printed
+    assert "ensemble" in printed
+    assert not wait_until_gone(marker)
+
+
+def test_a_failed_run_exits_with_1_and_says_why(tmp_path):
+    process, marker = demo(tmp_path, "experiment=smoke", "admission.architectures=[vit_base_patch16_224]")
+    printed, _ = process.communicate()
+    assert process.returncode == 1
+    assert "is not on the allow-list" in printed.splitlines()[-1]
+    assert not (tmp_path / "out" / "student.safetensors").exists()
+    assert not wait_until_gone(marker)
+
+
+def test_a_mistake_is_told_in_one_line_at_once(tmp_path):
+    process, _ = demo(tmp_path, "inversion.iteratons=3")
+    printed, _ = process.communicate()
+    assert process.returncode == 2
+    assert printed.strip().splitlines()[-1].startswith("smi-fed: inversion.iteratons: got '3', allowed:")
+    assert "Traceback" not in printed
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    process, marker = demo(tmp_path, "client.training.steps=100000")
+    for line in process.stdout:
+        if "waiting for train replies" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed[-3000:]
+    assert "interrupted" in printed
+    assert "Traceback" not in printed.split("interrupted")[-1]
+    assert not wait_until_gone(marker)
+
+
+def test_separate_processes_on_loopback(tmp_path):
+    """A SuperLink, two SuperNodes with architectures of their own, one finished student."""
+    output = tmp_path / "out"
+    architectures = ["vit_p8_w96_d3", "vit_p4_w48_d3"]
+    with superlink(simulation=False) as link:
+        nodes = [supernode(link, i, len(architectures), arch) for i, arch in enumerate(architectures)]
+        try:
+            status = link.run("experiment=smoke strategy.min_nodes=2", output)
+            logs = [(link.home / f"supernode{i}.log").read_text() for i in range(2)]
+        finally:
+            for node in nodes:
+                stop(node, group=True)
+    assert status == "finished:completed", logs
+    report = json.loads((output / "report.json").read_text())
+    assert [client["architecture"].split("(")[1] for client in report["clients"]] == [
+        "patch 8, width 96, depth 3, heads 4)", "patch 4, width 48, depth 3, heads 3)",
+    ]  # fmt: skip
+    assert load_student(output / "student.safetensors")

@@ -1,0 +1,230 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+
+from smi_fed.checks import SettingError
+from smi_fed.files import FileFormatError, save_tensors
+from smi_fed.models import ModelSpec, build_model
+from smi_fed.report import (
+    STUDENT_FORMAT,
+    STUDENT_VERSION,
+    _one_per_class,
+    load_student,
+    plot_curves,
+    plot_images,
+    print_summary,
+    save_student,
+)
+from tests.models import TINY, masked_model, randomised, small_spec, small_vit
+from tests.test_sparse_images import multi_label, sparse
+
+
+def saved(tmp_path, student=None):
+    path = tmp_path / "student.safetensors"
+    save_student(path, student or small_vit())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "one channel"])
+def test_a_student_comes_back(tmp_path, kind):
+    if kind == "resnet":
+        student = masked_model("resnet")
+        student.train()(torch.rand(4, 3, 32, 32))  # running statistics of their own
+    else:
+        spec = replace(small_spec(in_chans=1 if kind == "one channel" else 3), class_names=tuple("abcde"))
+        student = randomised(build_model(replace(spec, std=(0.3,) * (1 if kind == "one channel" else 3))))
+    loaded = load_student(saved(tmp_path, student))
+    assert loaded.spec == ModelSpec.from_json(student.spec.to_json())
+    assert not any(module.training for module in loaded.modules())
+    images = torch.rand(2, len(student.mean), *student.image_size)
+    assert torch.equal(loaded(images), student.eval()(images))
+    assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]
+
+
+def test_a_student_that_began_as_a_checkpoint_no_longer_needs_it(tmp_path):
+    checkpoint = tmp_path / "theirs.pth"
+    torch.save(small_vit().backbone.state_dict(), checkpoint)
+    student = build_model(ModelSpec("vit_tiny_patch16_224", 5, kwargs={**TINY, "checkpoint_path": str(checkpoint)}))
+    path = saved(tmp_path, randomised(student, seed=1))
+    checkpoint.unlink()
+    loaded = load_student(path)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), student.parameters(), strict=True))
+
+
+def test_the_spec_stands_in_the_metadata(tmp_path):
+    with safe_open(saved(tmp_path), framework="pt") as file:
+        assert ModelSpec.from_json(file.metadata()["spec"]) == small_spec()
+        assert file.metadata()["format"] == "smi-fed.student"
+
+
+def store(path, weights=None, version=STUDENT_VERSION, kind=STUDENT_FORMAT, **metadata):
+    save_tensors(path, small_vit().state_dict() if weights is None else weights, kind, version, **metadata)
+
+
+SPEC = small_spec().to_json()
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda path: sparse().save(path), "format is 'smi-fed.sparse-images', expected 'smi-fed.student'"),
+        (lambda path: path.write_bytes(b"PK" + bytes(99)), "not a safetensors file"),
+        (lambda path: store(path, version=99, spec=SPEC), "version is '99'.*version '1'"),
+        (lambda path: store(path), "spec"),
+        (lambda path: store(path, spec="{}"), "spec.schema"),
+        (lambda path: store(path, spec=json.dumps({**json.loads(SPEC), "name": "vit_tinny"})), "vit_tinny"),
+        (lambda path: store(path, {}, spec=SPEC), "Missing key"),
+        (lambda path: store(path, small_vit(embed_dim=12).state_dict(), spec=SPEC), "size mismatch"),
+        (lambda path: store(path, {**small_vit().state_dict(), "x": torch.ones(1)}, spec=SPEC), "Unexpected key"),
+    ],
+    ids=["images", "zip", "version", "no spec", "no schema", "no such model", "no weights", "other weights", "more"],
+)
+def test_a_file_that_is_no_student(tmp_path, write, says):
+    path = tmp_path / "student.safetensors"
+    write(path)
+    with pytest.raises(FileFormatError, match=f"(?s){says}") as error:
+        load_student(path)
+    assert str(path) in str(error.value)
+    assert not isinstance(error.value, SettingError)
+
+
+def test_a_student_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"student\.safetensors"):
+        load_student(tmp_path / "student.safetensors")
+
+
+REPORT = {
+    "status": "completed",
+    "seed": 3,
+    "device": "cpu",
+    "seconds": {"train": 1.25, "inversion": 10.0, "distillation": 2.0, "total": 13.25},
+    "clients": [
+        {"name": "client 0", "architecture": "vit_tiny 64x3", "num_examples": 120, "test_accuracy": 0.5,
+         "admitted": True, "reason": ""},
+        {"name": "node 77", "architecture": "", "num_examples": 0, "test_accuracy": None, "admitted": False,
+         "reason": "not on the allow-list"},
+        {"name": "client 2", "architecture": "deit_tiny 48x2", "num_examples": 90, "test_accuracy": 0.615,
+         "admitted": True, "reason": ""},
+    ],
+    "ensemble": {"weights": "class", "test_accuracy": 0.7256},
+    "student": {"architecture": "vit_small 96x4", "parameters": 1000, "test_accuracy": 0.8},
+    "inversion": {"method": "attention selection", "images": 600, "kept_fraction": 0.25, "flops": 30,
+                  "dense_flops": 100},
+    "rounds": [{"round": 1, "student_test_accuracy": 0.75, "seconds": 5.0},
+               {"round": 2, "student_test_accuracy": 0.8, "seconds": 13.0}],
+}  # fmt: skip
+
+
+def summary(report):
+    console = Console(width=110, file=io.StringIO())
+    print_summary(report, console)
+    return console.file.getvalue()
+
+
+def test_the_summary_shows_everybody():
+    text = summary(REPORT)
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
+    assert "completed, seed 3, on cpu" in text
+    for name, parts in {
+        "client 0": ("vit_tiny 64x3", "120", "50.0 %"),
+        "client 2": ("deit_tiny 48x2", "90", "61.5 %"),
+        "node 77": ("refused: not on the allow-list", " 0 "),
+        "ensemble": ("weighted by class", "72.6 %"),
+        "student": ("vit_small 96x4", "80.0 %"),
+    }.items():
+        assert all(part in lines[name] for part in parts), lines[name]
+    assert "%" not in lines["node 77"]
+    assert list(lines) == ["client 0", "node 77", "client 2", "ensemble", "student"]
+
+
+def test_the_summary_tells_what_was_saved():
+    text = " ".join(summary(REPORT).split())
+    assert "seconds: train 1.2, inversion 10.0, distillation 2.0, total 13.2" in text
+    assert "600 images, attention selection; 75% of the patches stopped by the end, 70% of dense FLOPs saved" in text
+    uncounted = {**REPORT, "inversion": {**REPORT["inversion"], "flops": 0, "dense_flops": 0}}
+    assert "0% of dense FLOPs saved" in " ".join(summary(uncounted).split())
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_curves_are_a_picture(tmp_path):
+    path = tmp_path / "curves.png"
+    plot_curves(path, [3.0, 2.0, 1.5, 0.2], REPORT["rounds"], REPORT["clients"], 0.7256)
+    assert pixels(path).shape == (480, 1200, 3)
+    assert pixels(path).std() > 10
+    assert [each.name for each in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_curves_show_what_they_are_given(tmp_path):
+    pictures = []
+    for losses, ensemble in (([3.0, 1.0], 0.5), ([3.0, 2.0], 0.5), ([3.0, 1.0], 0.9)):
+        plot_curves(tmp_path / "curves.png", losses, REPORT["rounds"], REPORT["clients"], ensemble)
+        pictures.append(pixels(tmp_path / "curves.png"))
+    left, right = (slice(None), slice(0, 590)), (slice(None), slice(610, None))
+    assert not np.array_equal(pictures[0][left], pictures[1][left])
+    assert np.array_equal(pictures[0][right], pictures[1][right])
+    assert not np.array_equal(pictures[0][right], pictures[2][right])
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "multi-label", "many", "two teachers"])
+def test_images_are_a_picture(tmp_path, kind):
+    path = tmp_path / "synthetic.png"
+    found = {
+        "grey": [sparse(4)],
+        "colour": [sparse(4, channels=3)],
+        "multi-label": [multi_label(sparse(4))],
+        "many": [sparse(40)],
+        "two teachers": [sparse(4), sparse(4, grid=(2, 2), channels=3)],
+    }[kind]
+    plot_images(path, found, [f"client {i}" for i in range(len(found))], tuple("abcde"))
+    height, width, _ = pixels(path).shape
+    assert width == 1080
+    assert height == int(120 * (1.96 * len(found) + 0.6))
+    assert pixels(path).std() > 10
+    assert [each.name for each in tmp_path.iterdir()] == ["synthetic.png"]
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"old")
+
+    def fails(_figure, part, **_):
+        Path(part).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    with pytest.raises(OSError, match="disk full"):
+        plot_curves(path, [1.0], REPORT["rounds"], REPORT["clients"], 0.5)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "count", "wanted"),
+    [
+        ([2, 2, 0, 1, 0], 3, [2, 3, 0]),  # one of each class first, in the order of the classes
+        ([2, 2, 0, 1, 0], 4, [2, 3, 0, 1]),
+        ([2, 2, 0, 1, 0], 9, [2, 4, 3, 0, 1]),
+        ([1, 1, 1], 2, [0, 1]),
+        ([4, 3, 2, 1, 0], 2, [1, 0]),
+    ],
+)
+def test_as_many_classes_as_fit_are_shown(targets, count, wanted):
+    found = replace(sparse(len(targets)), targets=torch.tensor(targets))
+    assert _one_per_class(found, count).ids.tolist() == wanted
+
+
+def test_images_of_many_labels_are_shown_as_they_come():
+    assert _one_per_class(multi_label(sparse(4)), 2).ids.tolist() == [0, 1]
