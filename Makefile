@@ -4,6 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# A marker without its interpreter is of an environment that somebody removed.
+ifeq ($(wildcard $(BIN)/python),)
+$(shell rm -f $(READY))
+endif
+
 .PHONY: setup demo compare test test-slow lint format clean
 
 setup: $(READY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"smi-fed: {error}", file=sys.stderr)
         return 2
     (output / "report.json").unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the SuperLink is stopped then too
     try:
         with superlink() as link:
             status = link.run(overrides, output, supernodes=options.clients)

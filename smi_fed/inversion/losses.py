@@ -135,7 +135,8 @@ def statistics_prior(layers: list[Tensor], positions: Tensor, teacher: Teacher, 
     """
     prefix = torch.arange(teacher.prefix_tokens, device=positions.device).expand(len(positions), -1)
     rows = torch.cat([prefix, positions + teacher.prefix_tokens], dim=1).flatten()
-    counts = torch.bincount(rows, minlength=len(known.mean[0])).to(layers[0])[:, None]
+    ones = torch.ones_like(rows, dtype=layers[0].dtype)
+    counts = ones.new_zeros(len(known.mean[0])).index_add(0, rows, ones)[:, None]
     total = layers[0].new_zeros(())
     for layer, mean, std in zip(layers, known.mean, known.std, strict=True):
         flat = layer.flatten(0, 1)
