@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 90
@@ -66,7 +66,8 @@ class SuperLink:
         try:
             process.wait()
         finally:
-            stop(process)
+            process.terminate()
+            process.wait()
         return self.status()
 
     def status(self) -> str:
@@ -105,7 +106,7 @@ def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = Non
                 _wait_until_healthy(process, port, home / "superlink.log")
                 yield SuperLink(port, home, env)
             finally:
-                stop(process, group=True)
+                stop_family(process, home)
 
 
 def supernode(link: SuperLink, partition: int, partitions: int, arch: str | None = None) -> subprocess.Popen[bytes]:
@@ -139,20 +140,31 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     raise LaunchError(f"the SuperLink did not start; its log ends:\n{log.read_text()[-2000:]}")
 
 
-def stop(process: subprocess.Popen[bytes], group: bool = False, patience: float = 10) -> None:
-    """End a process that we started (with its whole session if `group`), politely at first."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None or group:
-            try:
-                (os.killpg if group else os.kill)(process.pid, signal_number)
-            except ProcessLookupError:
-                return
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        if not group:
-            return
+def stop_family(process: subprocess.Popen[bytes], home: Path, patience: float = 10) -> None:
+    """End a process that we started and all that it started, politely at first.
+
+    Flower starts the ServerApp and Ray in sessions of their own, and some of them outlive
+    their parent; but every one of them has our private FLWR_HOME in its environment.
+    """
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        members = _family(process, home)
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                ask(member)
+        psutil.wait_procs(members, timeout=patience)
+    process.wait()
+
+
+def _family(process: subprocess.Popen[bytes], home: Path) -> list[psutil.Process]:
+    members = {}
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(process.pid)
+        members = {each.pid: each for each in (first, *first.children(recursive=True))}
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.pid != os.getpid() and each.environ().get("FLWR_HOME") == str(home):
+                members[each.pid] = each
+    return list(members.values())
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.superlink import PROJECT, stop, superlink, supernode
+from simulations.superlink import PROJECT, stop_family, superlink, supernode
 from smi_fed.report import load_student
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -102,7 +102,7 @@ def test_separate_processes_on_loopback(tmp_path):
             logs = [(link.home / f"supernode{i}.log").read_text() for i in range(2)]
         finally:
             for node in nodes:
-                stop(node, group=True)
+                stop_family(node, link.home)
     assert status == "finished:completed", logs
     report = json.loads((output / "report.json").read_text())
     assert [client["architecture"].split("(")[1] for client in report["clients"]] == [
