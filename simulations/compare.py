@@ -1,7 +1,7 @@
 """Is sparse worth it? `python -m simulations.compare [--seeds 0 1 2] [OVERRIDE ...]`.
 
 The same trained clients are distilled after dense, attention-sparse and random-sparse
-inversion at several iteration budgets. Each piece is one JSON line, written when it is
+inversion at several iteration budgets (settings: conf/experiment/compare.yaml). Each piece is one JSON line, written when it is
 done; a run that was stopped goes on where it was. The picture is student accuracy against
 inversion seconds.
 """
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         output = writable_directory(options.output)
         for seed in options.seeds:
-            settings = load_settings(PROJECT / "conf", [f"seed={seed}", *options.overrides])
+            settings = load_settings(PROJECT / "conf", ["experiment=compare", f"seed={seed}", *options.overrides])
+            if settings.server.threads:
+                torch.set_num_threads(settings.server.threads)
             lines += compare(settings, options.clients, output)
     except (SettingError, OSError) as error:
         print(f"smi-fed: {error}", file=sys.stderr)

@@ -88,7 +88,7 @@ class ServerConfig:
     device: str = "auto"
     images_per_teacher: int = 300
     min_teachers: int = 2
-    threads: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for key, least in {"images_per_teacher": 1, "min_teachers": 1, "threads": 0}.items():

