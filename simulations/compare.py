@@ -1,9 +1,9 @@
 """Is sparse worth it? `python -m simulations.compare [--seeds 0 1 2] [OVERRIDE ...]`.
 
 The same trained clients are distilled after dense, attention-sparse and random-sparse
-inversion at several iteration budgets (settings: conf/experiment/compare.yaml). Each piece is one JSON line, written when it is
-done; a run that was stopped goes on where it was. The picture is student accuracy against
-inversion seconds.
+inversion at several iteration budgets (settings: conf/experiment/compare.yaml). Each piece
+is one JSON line, written when it is done; a run that was stopped goes on where it was. The
+picture is student accuracy against inversion seconds.
 """
 
 from __future__ import annotations

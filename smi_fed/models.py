@@ -77,7 +77,7 @@ class ModelSpec:
         """
         try:
             fields = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise SettingError("spec", text, "JSON text of a model spec") from error
         require(isinstance(fields, dict), "spec", fields, "a JSON object")
         schema = fields.pop("schema", None)

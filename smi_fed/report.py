@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
-    left.set(xlabel="distillation step", ylabel="temperature KL to the ensemble", title="Student's loss", yscale="log")
+    left.set(xlabel="distillation step", ylabel="T² KL to the ensemble", title="Student's loss", yscale="log")
     names = [str(client["name"]) for client in clients if client["admitted"]]
     values = [client["test_accuracy"] for client in clients if client["admitted"]]
     names += ["ensemble", *(f"student, round {each['round']}" for each in rounds)]
@@ -120,7 +121,9 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         table.add_column(heading, justify="right" if heading in ("examples", "test accuracy") else "left")
     for client in report["clients"]:
         architecture = client["architecture"] if client["admitted"] else f"refused: {client['reason']}"
-        table.add_row(client["name"], architecture, str(client["num_examples"]), _percent(client["test_accuracy"]))
+        # A reason quotes what a client sent: brackets in it are no markup.
+        name, architecture = escape(client["name"]), escape(architecture)
+        table.add_row(name, architecture, str(client["num_examples"]), _percent(client["test_accuracy"]))
     table.add_section()
     table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "",
                   _percent(report["ensemble"]["test_accuracy"]))  # fmt: skip

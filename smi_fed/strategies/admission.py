@@ -22,6 +22,7 @@ from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
 from smi_fed.strategies.records import BadReplyError, Claim
 
+LONGEST_SPEC = 20_000
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -118,6 +119,7 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     model = _build(spec)
     model.load_state_dict(weights)
     model.eval().to(device)
+    check_output(model)
     examples, counts = check_counts(claim, expected.num_classes)
     statistics = read_statistics(claim, model) if claim.statistics else None
     return TrainedTeacher(claim.name, model, examples, counts, statistics)
@@ -129,6 +131,8 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
     Raises:
         BadReplyError: naming the first thing that is not allowed.
     """
+    if len(text) > LONGEST_SPEC:
+        raise BadReplyError(f"the spec has {len(text)} characters, allowed: at most {LONGEST_SPEC}")
     try:
         spec = ModelSpec.from_json(text)
     except SettingError as error:
@@ -137,6 +141,8 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
         raise BadReplyError(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
     for key, value in spec.kwargs.items():
         _check_kwarg(key, value)
+    if any(abs(x) > 10 for x in spec.mean or ()) or any(not 1e-3 <= x <= 10 for x in spec.std or ()):
+        raise BadReplyError(f"normalisation is {spec.mean}, {spec.std}, allowed: means to 10, deviations 0.001 to 10")
     if spec.num_classes != expected.num_classes:
         raise BadReplyError(f"the model has {spec.num_classes} classes, expected {expected.num_classes}")
     return spec
@@ -161,6 +167,20 @@ def _build(spec: ModelSpec) -> Classifier:
         return build_model(spec)
     except ValueError as error:
         raise BadReplyError(str(error)) from error
+
+
+@torch.no_grad()
+def check_output(model: Classifier) -> None:
+    """Finite weights can still overflow; one such teacher would spoil the whole ensemble.
+
+    Raises:
+        BadReplyError: the logits of grey images are not finite.
+    """
+    reference = next(model.parameters())
+    greys = torch.linspace(0, 1, 3, device=reference.device, dtype=reference.dtype).view(-1, 1, 1, 1)
+    logits = model(greys.expand(-1, len(model.mean), *model.image_size))
+    if not bool(logits.isfinite().all()):
+        raise BadReplyError("the model's logits are not finite")
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -158,6 +158,8 @@ class DataFreeDistillation(Strategy):
             self.student, record.teachers, record.images, self.pipeline.distillation,
             seeded(self.seed, server_round, len(record.teachers)),
         )  # fmt: skip
+        if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
+            raise FloatingPointError(f"round {server_round}: distillation diverged, the student is not finite")
         result = self.strategy.aggregate_train(server_round, self._project(verdicts))
         record.seconds = time.perf_counter() - started
         self.rounds.append(record)

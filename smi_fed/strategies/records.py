@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def read_reply(content: RecordDict) -> Claim:
         raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
         spec=str(model.get(SPEC, "")),
-        name=str(model.get(NAME, ""))[:64],
+        name=re.sub(r"[^\w .-]", "", str(model.get(NAME, "")))[:64],  # it is printed and logged
         arrays=arrays,
         statistics=statistics,
         num_examples=num_examples,

@@ -42,6 +42,12 @@ def with_spec(**changes):
     return content
 
 
+def with_model_text(text):
+    content = good_reply()
+    content[records.MODEL][records.SPEC] = text
+    return content
+
+
 def with_kwargs(**changes):
     return with_spec(kwargs={**small_spec().kwargs, **changes})
 
@@ -91,6 +97,12 @@ BAD_REPLIES = {
     "other classes": (lambda: with_spec(num_classes=7), "7 classes, expected 5"),
     "spec schema": (lambda: with_spec(schema=99), "got 99, allowed: version 1"),
     "spec field": (lambda: with_spec(code="import os"), "fields of ModelSpec"),
+    "spec too long": (lambda: with_spec(class_names=["x" * 20_000] * 5), "characters, allowed"),
+    "spec too deep": (lambda: with_model_text("[" * 15_000), "JSON text"),
+    "overflowing normalisation": (lambda: with_spec(std=[1e-30] * 3), "normalisation is"),
+    "weights that overflow": (
+        lambda: with_array("backbone.head.weight", np.full((5, 24), 3e38, np.float32)), "logits are not finite",
+    ),
     "spec without name": (lambda: with_spec(name=""), "spec.name"),
     "NaN": (lambda: with_array(HEAD, np.full(5, np.nan, np.float32)), f"{HEAD} is not finite"),
     "infinity": (lambda: with_array(HEAD, np.full(5, np.inf, np.float32)), "not finite"),
@@ -163,6 +175,10 @@ def test_a_pickle_is_not_unpickled():
     evil = Array(dtype="float32", shape=(5,), stype=Array(np.zeros(1)).stype, data=buffer.getvalue())
     with pytest.raises(BadReplyError, match="cannot be decoded"):
         judge(with_array(HEAD, evil))
+
+
+def test_a_name_cannot_carry_markup_or_control_characters():
+    assert judge(good_reply(name="[red]bad\x1b[0m\n name" + "x" * 100)).name == "redbad0m name" + "x" * 51
 
 
 @pytest.mark.parametrize("key", [records.ARRAYS, records.METRICS, records.MODEL])
