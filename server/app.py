@@ -11,9 +11,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.run import FederatedRun
+from smi_fed.checks import SettingError, require
 from smi_fed.config import load_settings
+from smi_fed.strategies import TooFewTeachersError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+
+log = logging.getLogger("smi_fed")
 
 app = ServerApp()
 
@@ -22,17 +26,31 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """One federated run. Anything that cannot be is refused before a client is asked."""
     show_log()
-    settings = load_settings(CONF, str(context.run_config.get("overrides", "")))
-    output = str(context.run_config.get("output", "")) or str(Path.home() / "smi-fed-runs" / str(context.run_id))
-    run = FederatedRun(settings, Path(output))
-    if settings.server.threads:
-        torch.set_num_threads(settings.server.threads)
-    run.execute(grid)
+    try:
+        settings = load_settings(CONF, str(context.run_config.get("overrides", "")))
+        run = FederatedRun(settings, output_directory(context))
+        if settings.server.threads:
+            torch.set_num_threads(settings.server.threads)
+        run.execute(grid)
+    except (SettingError, OSError, TooFewTeachersError) as error:
+        # Flower prints the traceback of what ends a ServerApp; the reason should stand by itself too.
+        log.error("the run ends: %s", error)
+        raise
+
+
+def output_directory(context: Context) -> Path:
+    """Where artefacts go.
+
+    Raises:
+        SettingError: a relative path, which would mean the SuperLink's directory and not the user's.
+    """
+    asked = str(context.run_config.get("output", ""))
+    require(not asked or Path(asked).expanduser().is_absolute(), "output", asked, "an absolute path")
+    return Path(asked) if asked else Path.home() / "smi-fed-runs" / str(context.run_id)
 
 
 def show_log() -> None:
     """Let smi_fed's own log through to where Flower's goes."""
-    log = logging.getLogger("smi_fed")
     log.setLevel(logging.INFO)
     log.propagate = False
     if not log.handlers:

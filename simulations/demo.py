@@ -7,7 +7,6 @@ one student. Exits with 1 when the run failed; `flwr run` itself does not.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from simulations.superlink import PROJECT, LaunchError, superlink
 from smi_fed.checks import SettingError
 from smi_fed.config import join_overrides, load_settings
 from smi_fed.files import writable_directory
-from smi_fed.report import print_summary
+from smi_fed.report import print_summary, read_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def conclude(status: str, output: Path) -> int:
     """Print the closing table, or why there is none; returns the exit status."""
     try:
-        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        report = read_report(output / "report.json")
     except (OSError, ValueError) as error:
         print(f"smi-fed: the run ended as {status} and left no report ({error})", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from rich.console import Console
 from simulations.compare import print_table
 from simulations.superlink import PROJECT
 from smi_fed.files import write_json
+from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", type=Path, help="output directory of a comparison")
     options = parser.parse_args(arguments)
     if options.demo:
-        reports = [json.loads((path / "report.json").read_text(encoding="utf-8")) for path in options.demo]
+        reports = [read_report(path / "report.json") for path in options.demo]
         write_json(RESULTS / "demo.json", {"cpus": os.cpu_count(), "reports": reports})
         shutil.copy(options.demo[0] / "synthetic.png", PROJECT / "docs" / "synthetic.png")
     if options.compare:

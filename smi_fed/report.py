@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,23 @@ def load_student(path: str | os.PathLike[str]) -> Classifier:
     except (KeyError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
     return model.eval()
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A run's report.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FileFormatError: not a report, or one of an unknown schema version (both are named).
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path}: truncated or not JSON ({error})") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise FileFormatError(f"{path}: report version is {schema!r}, this smi-fed reads {SCHEMA_VERSION}")
+    return found
 
 
 def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: Sequence[dict[str, Any]],

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
+from server.app import output_directory
 from server.run import FederatedRun, check_models
 from smi_fed.checks import SettingError
 from smi_fed.config import load_settings
 from smi_fed.data import digits
-from smi_fed.report import load_student
+from smi_fed.files import FileFormatError
+from smi_fed.report import load_student, read_report
 from smi_fed.sparse_images import SparseImages
 from smi_fed.strategies import TooFewTeachersError
 from smi_fed.training import accuracy
@@ -184,6 +187,23 @@ def test_an_unwritable_output_is_found_before_training(tmp_path):
     blocked.write_text("")
     with pytest.raises(OSError, match="cannot write to the directory"):
         FederatedRun(load_settings(CONF, SMOKE), blocked / "out")
+
+
+def test_a_relative_output_is_refused():
+    context = Context(1, 1, {}, RecordDict(), {"output": "runs/x"})
+    with pytest.raises(SettingError, match="output: got 'runs/x', allowed: an absolute path"):
+        output_directory(context)
+    assert output_directory(Context(7, 1, {}, RecordDict(), {})).parts[-2:] == ("smi-fed-runs", "7")
+
+
+def test_a_report_of_another_version_is_refused_naming_both(finished, tmp_path):
+    report = read_report(finished / "report.json")
+    (tmp_path / "report.json").write_text(json.dumps({**report, "schema": 9}))
+    with pytest.raises(FileFormatError, match="report version is 9, this smi-fed reads 1"):
+        read_report(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(FileFormatError, match="truncated or not JSON"):
+        read_report(tmp_path / "report.json")
 
 
 def test_device_and_reason_are_logged(tmp_path, caplog):
