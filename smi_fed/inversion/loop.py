@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from smi_fed.inversion import losses, randomness
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.inputs import check_prior, check_targets
 from smi_fed.inversion.losses import FeatureStatistics, Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
 from smi_fed.inversion.parametrisation import FreePixels, Parameters, Parametrisation, Pyramid
@@ -114,7 +116,7 @@ def invert(
     config = config or InversionConfig.paper()
     teacher = adapt(model, config.patch_size)
     targets = check_targets(targets, teacher.classes).to(teacher.mean.device)
-    _check_prior(teacher, config, statistics)
+    check_prior(teacher, config, statistics)
     known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
     problem = Problem(teacher, parametrise(teacher, config), config, randomness.draw_key(generator), known)
     ids = torch.arange(len(targets), device=targets.device)
@@ -188,8 +190,8 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
         parameter.requires_grad_().grad = None
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
-    kind = teacher.mean.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    half = config.precision == "bfloat16"
+    with torch.autocast(teacher.mean.device.type, torch.bfloat16) if half else nullcontext():
         if problem.statistics is None:
             logits, layers = teacher.logits(view), []
         else:
@@ -239,44 +241,6 @@ def parametrise(teacher: Teacher, config: InversionConfig) -> Parametrisation:
     if config.parametrisation == "pixels":
         return FreePixels(teacher)
     return Pyramid(teacher, config.levels, config.start_scale)
-
-
-def check_targets(targets: Tensor, classes: int) -> Tensor:
-    """Targets as int64 (b,) or float (b, classes).
-
-    Raises:
-        ValueError: empty, of the wrong kind or shape, or out of the model's range.
-    """
-    what = f"targets: got {targets.dtype} of shape {tuple(targets.shape)}"
-    if targets.numel() == 0:
-        raise ValueError(f"{what}, allowed: at least one target")
-    if targets.ndim == 2 and targets.is_floating_point() and targets.shape[1] == classes:
-        if not bool(((targets >= 0) & (targets <= 1)).all()):
-            raise ValueError(f"{what} with values outside [0, 1], allowed: labels in [0, 1]")
-        return targets
-    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise ValueError(f"{what}, allowed: integers (b,), or floats (b, {classes}) for multi-label models")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"targets: got classes from {low} to {high}, allowed: 0 to {classes - 1}")
-    return targets.long()
-
-
-def _check_prior(teacher: Teacher, config: InversionConfig, statistics: FeatureStatistics | None) -> None:
-    if config.statistics == 0:
-        return
-    if teacher.prefix_tokens < 0:
-        raise ValueError(
-            f"statistics: got weight {config.statistics} for a model without patch tokens, allowed: 0 there"
-        )
-    if statistics is None:
-        raise ValueError(f"statistics: got weight {config.statistics} but no statistics to compare with")
-    if config.jitter >= min(teacher.patch_size):
-        raise ValueError(
-            f"jitter: got {config.jitter}, allowed: below the patch size {min(teacher.patch_size)} where statistics "
-            "> 0, since the prior compares positions"
-        )
-    losses.check_statistics(teacher, statistics)
 
 
 def _reporter(

@@ -1,0 +1,53 @@
+"""What `invert` is given, checked before any work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.losses import FeatureStatistics, check_statistics
+from smi_fed.inversion.teacher import Teacher
+
+
+def check_targets(targets: Tensor, classes: int) -> Tensor:
+    """Targets as int64 (b,) or float (b, classes).
+
+    Raises:
+        ValueError: empty, of the wrong kind or shape, or out of the model's range.
+    """
+    what = f"targets: got {targets.dtype} of shape {tuple(targets.shape)}"
+    if targets.numel() == 0:
+        raise ValueError(f"{what}, allowed: at least one target")
+    if targets.ndim == 2 and targets.is_floating_point() and targets.shape[1] == classes:
+        if not bool(((targets >= 0) & (targets <= 1)).all()):
+            raise ValueError(f"{what} with values outside [0, 1], allowed: labels in [0, 1]")
+        return targets
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"{what}, allowed: integers (b,), or floats (b, {classes}) for multi-label models")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"targets: got classes from {low} to {high}, allowed: 0 to {classes - 1}")
+    return targets.long()
+
+
+def check_prior(teacher: Teacher, config: InversionConfig, statistics: FeatureStatistics | None) -> None:
+    """Refuse statistics, or their absence, where they do not fit teacher and settings.
+
+    Raises:
+        ValueError: saying what was got and what is allowed.
+    """
+    if config.statistics == 0:
+        return
+    if teacher.prefix_tokens < 0:
+        raise ValueError(
+            f"statistics: got weight {config.statistics} for a model without patch tokens, allowed: 0 there"
+        )
+    if statistics is None:
+        raise ValueError(f"statistics: got weight {config.statistics} but no statistics to compare with")
+    if config.jitter >= min(teacher.patch_size):
+        raise ValueError(
+            f"jitter: got {config.jitter}, allowed: below the patch size {min(teacher.patch_size)} where statistics "
+            "> 0, since the prior compares positions"
+        )
+    check_statistics(teacher, statistics)
