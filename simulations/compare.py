@@ -208,7 +208,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for target in TARGETS:
         axis.axhline(100 * target, color="black", linewidth=0.5, linestyle=":")
     seeds = len({seed for seed, _ in grouped})
-    title = f"Same clients, same images per client; {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"Same clients, same number of images; {seeds} seed{'s' if seeds > 1 else ''}"
     axis.set(xlabel="inversion seconds, all clients", ylabel="student test accuracy in %", title=title)
     axis.legend(title="inversion")
     with replacing(path) as part:

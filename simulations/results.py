@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations.compare import print_table
+from simulations.compare import draw, print_table
 from simulations.superlink import PROJECT
 from smi_fed.files import write_json
 from smi_fed.report import read_report
@@ -30,15 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Copy what is named, then fill the README; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, nargs="+", help="artefact directories of demo runs")
-    parser.add_argument("--compare", type=Path, help="output directory of a comparison")
+    parser.add_argument("--compare", type=Path, nargs="+", help="output directories of comparisons")
     options = parser.parse_args(arguments)
     if options.demo:
         reports = [read_report(path / "report.json") for path in options.demo]
         write_json(RESULTS / "demo.json", {"cpus": os.cpu_count(), "reports": reports})
         shutil.copy(options.demo[0] / "synthetic.png", PROJECT / "docs" / "synthetic.png")
     if options.compare:
-        shutil.copy(options.compare / "pieces.jsonl", RESULTS / "compare.jsonl")
-        shutil.copy(options.compare / "convergence.png", PROJECT / "docs" / "convergence.png")
+        text = "".join((path / "pieces.jsonl").read_text(encoding="utf-8") for path in options.compare)
+        (RESULTS / "compare.jsonl").write_text(text, encoding="utf-8")
+        draw([json.loads(line) for line in text.splitlines()], PROJECT / "docs" / "convergence.png")
     readme = PROJECT / "README.md"
     readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
@@ -90,8 +91,8 @@ def compare_table() -> str:
     seeds = " ".join(sorted({str(json.loads(line)["seed"]) for line in text.splitlines()}))
     return (
         "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
-        f"`python -m simulations.compare --seeds {seeds}`, two CPU cores, "
-        "[raw pieces](benchmarks/results/compare.jsonl).\n"
+        f"`python -m simulations.compare --seeds {seeds}`, one thread; here each seed was a process of its own and two "
+        "ran at a time on two cores. [Raw pieces](benchmarks/results/compare.jsonl).\n"
     )
 
 
