@@ -118,7 +118,8 @@ def distill(
         teachers: modules that take images in [0, 1]; any patch size.
         images: one set or several (of different patch size).
         generator: source of every random choice; a fresh seed of 0 when None.
-        weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform.
+        weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
+            whatever `config.ensemble` says: only the caller knows what clients told of their data.
         progress: called with (steps done, loss tensor) after every step.
 
     Raises:
