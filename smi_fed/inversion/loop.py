@@ -122,7 +122,7 @@ def invert(
     ids = torch.arange(len(targets), device=targets.device)
     report = _reporter(problem, len(targets), progress)
     found = []
-    with frozen(model):
+    with frozen(model), torch.enable_grad():
         for batch_ids, batch_targets in zip(
             ids.split(config.batch_size), targets.split(config.batch_size), strict=True
         ):

@@ -99,6 +99,13 @@ def test_same_generator_same_images(vit):
     assert not torch.equal(first.images, other.images)
 
 
+def test_a_caller_without_gradients_gets_the_same_images(vit):
+    with torch.no_grad():
+        without = invert(vit, TARGETS, SPARSE, generator=seeded())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(without.images, invert(vit, TARGETS, SPARSE, generator=seeded()).images)
+
+
 class StopHereError(Exception):
     pass
 
