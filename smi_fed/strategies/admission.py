@@ -17,10 +17,11 @@ from torch import Tensor
 
 from smi_fed.checks import SettingError, is_number
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
-from smi_fed.inversion.teacher import adapt
+from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
 from smi_fed.strategies.records import BadReplyError, Claim
+from smi_fed.tokens import to_patches
 
 LONGEST_SPEC = 20_000
 HEADER = 1024
@@ -165,21 +166,33 @@ def _check_kwarg(key: str, value: Any) -> None:
 def _build(spec: ModelSpec) -> Classifier:
     try:
         return build_model(spec)
-    except ValueError as error:
+    except SettingError as error:
         raise BadReplyError(str(error)) from error
+    except Exception as error:  # whatever a stranger's arguments make timm raise, it is that reply's fault
+        raise BadReplyError(f"the architecture cannot be built: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
 def check_output(model: Classifier) -> None:
-    """Finite weights can still overflow; one such teacher would spoil the whole ensemble.
+    """Finite weights can still overflow, and allowed arguments can still contradict each other.
+
+    One such teacher would spoil the whole ensemble or end the run.
 
     Raises:
-        BadReplyError: the logits of grey images are not finite.
+        BadReplyError: the model fails on grey images, whole or one patch of them, or its
+            logits are not finite.
     """
     reference = next(model.parameters())
     greys = torch.linspace(0, 1, 3, device=reference.device, dtype=reference.dtype).view(-1, 1, 1, 1)
-    logits = model(greys.expand(-1, len(model.mean), *model.image_size))
-    if not bool(logits.isfinite().all()):
+    images = greys.expand(-1, len(model.mean), *model.image_size)
+    try:
+        teacher = adapt(model)
+        first = torch.zeros(3, 1, dtype=torch.long, device=reference.device)
+        patches = to_patches(images, teacher.patch_size)
+        logits = [model(images), teacher.logits(View(patches[:, :1], first, patches))]
+    except Exception as error:  # as in `_build`
+        raise BadReplyError(f"the model does not run: {type(error).__name__}: {error}") from error
+    if not all(bool(each.isfinite().all()) for each in logits):
         raise BadReplyError("the model's logits are not finite")
 
 

@@ -177,6 +177,20 @@ def test_a_pickle_is_not_unpickled():
         judge(with_array(HEAD, evil))
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [("build_model", "cannot be built: KeyError: 'x'"), ("Classifier.forward", "does not run: KeyError: 'x'")],
+)
+def test_whatever_a_strangers_model_raises_is_that_replys_fault(where, reason, monkeypatch):
+    def fails(*_):
+        raise KeyError("x")
+
+    content = good_reply()
+    monkeypatch.setattr(f"smi_fed.strategies.admission.{where}", fails)
+    with pytest.raises(BadReplyError, match=reason):
+        judge(content)
+
+
 def test_a_name_cannot_carry_markup_or_control_characters():
     assert judge(good_reply(name="[red]bad\x1b[0m\n name" + "x" * 100)).name == "redbad0m name" + "x" * 51
 
