@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"smi-fed: {error}", file=sys.stderr)
         return 2
     (output / "report.json").unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the SuperLink is stopped then too
+    # Both stop the SuperLink on their way out; a shell's background job would inherit SIGINT as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with superlink() as link:
             status = link.run(overrides, output, supernodes=options.clients)

@@ -84,7 +84,10 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         if "waiting for train replies" in line:
             break
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
+    try:
+        printed, _ = process.communicate(timeout=120)
+    finally:
+        process.terminate()
     assert process.returncode == 130, printed[-3000:]
     assert "interrupted" in printed
     assert "Traceback" not in printed.split("interrupted")[-1]
