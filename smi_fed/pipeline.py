@@ -23,7 +23,7 @@ from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, 
 from smi_fed.inversion.flops import trajectory_flops
 from smi_fed.models import Classifier
 from smi_fed.progress import Bar, show_inversion
-from smi_fed.training import accuracy, predict
+from smi_fed.training import predict
 
 log = logging.getLogger("smi_fed")
 
@@ -158,8 +158,3 @@ def ensemble_accuracy(teachers: Sequence[TrainedTeacher], kind: str, test: Image
     logits = [predict(teacher.model, test.images) for teacher in teachers]
     named = ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)
     return float((named == test.labels).float().mean())
-
-
-def teacher_accuracies(teachers: Sequence[TrainedTeacher], test: ImageSet) -> list[float]:
-    """Test accuracy of each teacher, in [0, 1]."""
-    return [accuracy(teacher.model, test) for teacher in teachers]

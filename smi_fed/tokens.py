@@ -41,6 +41,14 @@ def to_images(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, c, gh * ph, gw * pw)
 
 
+def roll_images(images: Tensor, shift: Tensor) -> Tensor:
+    """Each image (b, c, h, w) shifted cyclically by its own (rows, columns) of `shift` (b, 2), in pixels."""
+    b, c, h, w = images.shape
+    y = (torch.arange(h, device=shift.device) - shift[:, :1]) % h
+    x = (torch.arange(w, device=shift.device) - shift[:, 1:]) % w
+    return images.gather(2, y[:, None, :, None].expand(b, c, h, w)).gather(3, x[:, None, None].expand(b, c, h, w))
+
+
 def take(values: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` (b, k) of `values` (b, n, ...): (b, k, ...)."""
     shape = indices.shape + (1,) * (values.ndim - 2)

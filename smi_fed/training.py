@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
 from smi_fed.data import ImageSet
+from smi_fed.tokens import roll_images
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,8 @@ def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Te
     """Each image (b, c, h, w) shifted cyclically by its own draw of at most `largest` pixels per axis."""
     if not largest:
         return images
-    b, c, h, w = images.shape
-    shift = torch.randint(-largest, largest + 1, (2, b, 1), generator=generator).to(images.device)
-    y = (torch.arange(h, device=images.device) - shift[0]) % h
-    x = (torch.arange(w, device=images.device) - shift[1]) % w
-    return images.gather(2, y[:, None, :, None].expand(b, c, h, w)).gather(3, x[:, None, None].expand(b, c, h, w))
+    shift = torch.randint(-largest, largest + 1, (2, len(images)), generator=generator)
+    return roll_images(images, shift.T.to(images.device))
 
 
 def train(

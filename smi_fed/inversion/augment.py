@@ -8,7 +8,7 @@ from torch import Tensor
 from smi_fed.inversion import randomness
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.teacher import Teacher, View
-from smi_fed.tokens import take, to_images, to_patches
+from smi_fed.tokens import roll_images, take, to_images, to_patches
 
 
 def clean_view(patches: Tensor, kept: Tensor, canvas: Tensor, teacher: Teacher) -> View:
@@ -51,11 +51,7 @@ def random_view(
 
 def _shift_pixels(view: View, shift: Tensor, teacher: Teacher) -> View:
     images = to_images(view.patches, teacher.grid)
-    b, c, h, w = images.shape
-    y = (torch.arange(h, device=shift.device) - shift[:, :1]) % h
-    x = (torch.arange(w, device=shift.device) - shift[:, 1:]) % w
-    images = images.gather(2, y[:, None, :, None].expand(b, c, h, w)).gather(3, x[:, None, None].expand(b, c, h, w))
-    return View(to_patches(images, teacher.patch_size), view.positions, view.canvas)
+    return View(to_patches(roll_images(images, shift), teacher.patch_size), view.positions, view.canvas)
 
 
 def _shift_patches(view: View, shift: Tensor, teacher: Teacher) -> View:
