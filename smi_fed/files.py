@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -16,8 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
+CHECKSUMS = "sha256"
+
+
 class FileFormatError(ValueError):
-    """A file that is truncated, foreign or of an unknown version; the message names it."""
+    """A file that is truncated, changed, foreign or of an unknown version; the message names it."""
 
 
 @contextmanager
@@ -45,12 +49,26 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], kind: str, version: int, **metadata: str
 ) -> None:
-    """Write tensors as safetensors, atomically, with a format name and version in the metadata."""
+    """Write tensors as safetensors, atomically, with format name, version and checksum in the metadata."""
     header = {"format": kind, "version": str(version), **metadata}
     # Clones, because safetensors refuses tensors that share memory.
     own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(path) as part:
-        save_file(own, part, metadata=header)
+        save_file(own, part, metadata=header | {CHECKSUMS: json.dumps(checksums(own, header))})
+
+
+def checksums(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of each CPU tensor (dtype, shape, bytes), and under "" of the metadata.
+
+    Tells a damaged file from a whole one. It is no signature: who can write the file can
+    write the sums.
+    """
+    sums = {"": hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()}
+    for name, tensor in tensors.items():
+        found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sums[name] = found.hexdigest()
+    return sums
 
 
 def load_tensors(
@@ -60,8 +78,8 @@ def load_tensors(
 
     Raises:
         FileNotFoundError: nothing stands at `path`.
-        FileFormatError: the file is truncated, not safetensors, of another format or
-            of an unknown version (both versions are named).
+        FileFormatError: the file is truncated, not safetensors, of another format, of an
+            unknown version (both versions are named) or changed after it was written.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -77,7 +95,25 @@ def load_tensors(
         raise FileFormatError(
             f"{path}: {kind} version is {metadata.get('version')!r}, this smi-fed reads version {str(version)!r}"
         )
+    changed = _changed(tensors, metadata)
+    if changed:
+        raise FileFormatError(f"{path}: changed after it was written: {changed}")
     return tensors, metadata
+
+
+def _changed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """What does not agree with the stored checksums, which are taken out of `metadata`; empty if all does."""
+    try:
+        stored = json.loads(metadata.pop(CHECKSUMS, ""))
+        assert isinstance(stored, dict)
+    except (ValueError, AssertionError):
+        return "it has no checksums"
+    own = checksums(tensors, metadata)
+    wrong = {name or "metadata": "is missing" for name in stored.keys() - own.keys()}
+    wrong |= {name: "was added" for name in own.keys() - stored.keys()}
+    wrong |= {name or "metadata": "does not match its checksum" for name in own.keys() & stored.keys()
+              if own[name] != stored[name]}  # fmt: skip
+    return ", ".join(f"{name} {what}" for name, what in sorted(wrong.items()))
 
 
 def writable_directory(path: str | os.PathLike[str]) -> Path:

@@ -42,7 +42,7 @@ class Bar:
         if self.live is None:
             log.info("%s", self.text(elapsed))
         else:
-            self.live.n = done
+            self.live.n, self.live.total = done, self.total
             self.live.set_postfix_str(self.note)
 
     def text(self, elapsed: float) -> str:
@@ -65,4 +65,5 @@ def _read(value: object) -> str:
 
 def show_inversion(bar: Bar, now: InversionProgress) -> None:
     """Iterations per second, patches kept, loss and time left of an inversion."""
+    bar.total = now.total
     bar.at(now.done, patches=f"{now.kept}/{now.patches}", images=now.images, loss=now.loss)

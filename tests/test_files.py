@@ -4,6 +4,8 @@ import stat
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,6 +114,49 @@ def test_another_format_or_version(tmp_path, kind, version, says):
     with pytest.raises(FileFormatError, match=says) as error:
         load_tensors(path, kind, version)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t, m: t.update(a=t["a"] + 1), "a does not match its checksum"),
+        (lambda t, m: t.update(a=t["a"].double()), "a does not match its checksum"),
+        (lambda t, m: t.update(a=t["a"].view(2, 2)), "a does not match its checksum"),
+        (lambda t, m: t.pop("b"), "b is missing"),
+        (lambda t, m: t.update(c=torch.ones(1)), "c was added"),
+        (lambda t, m: m.update(note="other"), "metadata does not match its checksum"),
+        (lambda t, m: m.pop("sha256"), "no checksums"),
+        (lambda t, m: m.update(sha256="[]"), "no checksums"),
+    ],
+)
+def test_a_changed_file_says_what_was_changed(tmp_path, change, says):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.arange(4.0), "b": torch.tensor(1)}, "kind", 1, note="n")
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in ("a", "b")}, file.metadata()
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(FileFormatError, match=says) as error:
+        load_tensors(path, "kind", 1)
+    assert str(path) in str(error.value)
+
+
+def test_any_flipped_byte_is_seen(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.arange(4.0)}, "kind", 1)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(FileFormatError):
+            load_tensors(path, "kind", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.int64, torch.float64])
+def test_every_dtype_and_no_dimensions(tmp_path, dtype):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones((), dtype=dtype), "b": torch.zeros(0, 3, dtype=dtype)}, "kind", 1)
+    assert {name: (t.dtype, t.shape) for name, t in load_tensors(path, "kind", 1)[0].items()} == {
+        "a": (dtype, ()), "b": (dtype, (0, 3))}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04" + bytes(64), b"\xff" * 64])

@@ -1,7 +1,7 @@
 """Images out of a trained model: `invert(model, targets, config)`."""
 
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.loop import InversionProgress, invert
+from smi_fed.inversion.engine import InversionProgress, invert
 from smi_fed.inversion.losses import FeatureStatistics, feature_statistics
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.sparse_images import SparseImages

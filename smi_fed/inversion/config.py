@@ -33,8 +33,11 @@ class InversionConfig:
         jitter: largest cyclic shift per axis in pixels; once patches have stopped, whole
             patches only.
         flip: mirror views at random.
-        batch_size: images optimised together.
+        batch_size: images optimised together; auto chooses from the device's free memory
+            (not with statistics > 0, where the batch is part of the result). Without that
+            prior a batch that does not fit is halved and goes on.
         precision: float32 | bfloat16 (autocast of the teacher; pixels keep their dtype).
+        compile: let `torch.compile` fuse the teacher's blocks; on CPU it gains nothing.
         patch_size: grid for models without patch tokens.
 
     Raises:
@@ -55,8 +58,9 @@ class InversionConfig:
     statistics: float = 0.0
     jitter: int = 30
     flip: bool = True
-    batch_size: int = 64
+    batch_size: int | str = 64
     precision: str = "float32"
+    compile: bool = False
     patch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -69,9 +73,11 @@ class InversionConfig:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for key, least in {"iterations": 1, "batch_size": 1, "jitter": 0}.items():
+        for key, least in {"iterations": 1, "jitter": 0}.items():
             value = getattr(self, key)
             require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
+        size = self.batch_size
+        require(size == "auto" or (is_integer(size) and size > 0), "batch_size", size, "an int >= 1 or auto")
         for key in ("tv", "statistics", "start_scale"):
             value = getattr(self, key)
             require(is_number(value) and value >= 0, key, value, "a number >= 0")
@@ -89,7 +95,8 @@ class InversionConfig:
         require_choice("background", self.background, ("frozen", "rendered"))
         require_choice("selection", self.selection, SELECTIONS)
         require_choice("precision", self.precision, ("float32", "bfloat16"))
-        require(isinstance(self.flip, bool), "flip", self.flip, "true | false")
+        for key in ("flip", "compile"):
+            require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
 
     def _check_combinations(self) -> None:
         late = [iteration for iteration, _ in self.schedule.stops if iteration >= self.iterations]
@@ -97,6 +104,8 @@ class InversionConfig:
         free = self.parametrisation == "pixels" and self.background == "rendered"
         require(not free, "background", self.background, "frozen, where parametrisation is pixels")
         mirrored = self.statistics > 0 and self.flip
+        coupled = self.statistics > 0 and self.batch_size == "auto"
+        require(not coupled, "batch_size", "auto", "an int, where statistics > 0: the prior couples a batch's images")
         require(not mirrored, "flip", self.flip, "false, where statistics > 0: the prior compares positions")
 
     @classmethod

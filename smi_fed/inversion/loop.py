@@ -8,47 +8,23 @@ is per image and over kept patches, jitter is patch-exact once patches have stop
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from smi_fed.inversion import losses, randomness
+from smi_fed.inversion import losses
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.inputs import check_prior, check_targets
 from smi_fed.inversion.losses import FeatureStatistics, Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
 from smi_fed.inversion.parametrisation import FreePixels, Parameters, Parametrisation, Pyramid
 from smi_fed.inversion.selection import SELECTIONS, best
-from smi_fed.inversion.teacher import Teacher, adapt, frozen
+from smi_fed.inversion.teacher import Teacher
 from smi_fed.sparse_images import SparseImages
 from smi_fed.tokens import put, take, to_images
-
-
-@dataclass(frozen=True)
-class InversionProgress:
-    """Where an inversion stands; handed to the caller after every iteration.
-
-    Attributes:
-        done, total: iterations over all batches.
-        images: images finished so far.
-        kept, patches: patches in work and of the whole grid.
-        loss: mean loss of the batch, a tensor so that nobody waits for the device unless
-            the number is read.
-        seconds: since the start.
-    """
-
-    done: int
-    total: int
-    images: int
-    kept: int
-    patches: int
-    loss: Tensor
-    seconds: float
 
 
 @dataclass
@@ -69,6 +45,31 @@ class State:
     canvas: Tensor
     stopped_at: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> State:
+        """The state with `change` made to every tensor, such as some of the rows or another device."""
+        return State.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, for a file; undone by `from_tensors`."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("parameters", "moments")}
+        groups = {"parameters": self.parameters, "first": self.moments.first, "second": self.moments.second}
+        return named | {f"{group}.{name}": t for group, own in groups.items() for name, t in own.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> State:
+        """A state from what `tensors` gave.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+
+        def group(prefix: str) -> Parameters:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        moments = Moments(group("first."), group("second."))
+        plain = {f.name: tensors[f.name] for f in fields(cls) if f.name not in ("parameters", "moments")}
+        return cls(parameters=group("parameters."), moments=moments, **plain)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -80,57 +81,11 @@ class Problem:
     key: int
     statistics: FeatureStatistics | None
 
-
-def invert(
-    model: nn.Module,
-    targets: Tensor,
-    config: InversionConfig | None = None,
-    *,
-    generator: torch.Generator | None = None,
-    statistics: FeatureStatistics | None = None,
-    teacher_id: int = 0,
-    progress: Callable[[InversionProgress], None] | None = None,
-) -> SparseImages:
-    """Synthesise one image per target from what `model` has learnt.
-
-    Args:
-        model: a `smi_fed.models.Classifier` or a plain timm model, on the device to work on.
-            Its weights, mode, hooks and gradient flags are as before afterwards, whatever
-            happens inside.
-        targets: (b,) integer class indices, or (b, classes) floats in [0, 1] for
-            multi-label models.
-        config: settings; None is the paper's.
-        generator: one integer is drawn from it. Every choice is a function of that
-            integer, the image's id (its place in `targets`) and the iteration.
-        statistics: what the feature-statistics prior compares with. The prior couples the
-            images of a batch: with it `batch_size` is part of the result's identity.
-        teacher_id: stored with the images.
-        progress: called after every iteration.
-
-    Returns:
-        The images of the last iterate, on the CPU.
-
-    Raises:
-        ValueError: targets, statistics or settings that do not fit the model; before any work.
-    """
-    config = config or InversionConfig.paper()
-    teacher = adapt(model, config.patch_size)
-    targets = check_targets(targets, teacher.classes).to(teacher.mean.device)
-    check_prior(teacher, config, statistics)
-    known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
-    problem = Problem(teacher, parametrise(teacher, config), config, randomness.draw_key(generator), known)
-    ids = torch.arange(len(targets), device=targets.device)
-    report = _reporter(problem, len(targets), progress)
-    found = []
-    with frozen(model), torch.enable_grad():
-        for batch_ids, batch_targets in zip(
-            ids.split(config.batch_size), targets.split(config.batch_size), strict=True
-        ):
-            state = start(problem, batch_ids, batch_targets)
-            for loss in run(problem, state):
-                report(state, loss)
-            found.append(finish(problem, state, teacher_id))
-    return SparseImages.concat(found)
+    def autocast(self) -> AbstractContextManager[object]:
+        """Where the teacher computes: in bfloat16 if the settings say so; pixels keep their dtype."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.teacher.mean.device.type, torch.bfloat16)
 
 
 def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
@@ -152,8 +107,8 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
     )
 
 
-def run(problem: Problem, state: State) -> Iterator[Tensor]:
-    """Iterate `state`, in place, to the end; yields the mean loss after each iteration."""
+def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
+    """Iterate `state`, in place, to the end; yields (iterations done, mean loss) after each one."""
     config = problem.config
     stops = dict(config.schedule.kept_counts(state.canvas.shape[1]))
     touching = losses.neighbours(state.kept, problem.teacher.grid)
@@ -161,7 +116,7 @@ def run(problem: Problem, state: State) -> Iterator[Tensor]:
         if stops.get(iteration, state.kept.shape[1]) < state.kept.shape[1]:
             stop_patches(problem, state, stops[iteration])
             touching = losses.neighbours(state.kept, problem.teacher.grid)
-        yield step(problem, state, touching)
+        yield iteration + 1, step(problem, state, touching)
 
 
 def stop_patches(problem: Problem, state: State, count: int) -> None:
@@ -171,7 +126,8 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
         state.canvas = put(state.canvas, state.kept, patches)
     view = clean_view(patches, state.kept, state.canvas, problem.teacher)
     select = SELECTIONS[problem.config.selection]
-    scores = select(problem.teacher, view, state.targets, problem.key, state.ids, state.age)
+    with problem.autocast():
+        scores = select(problem.teacher, view, state.targets, problem.key, state.ids, state.age)
     remaining = best(scores, count)
     going_on = take(state.kept, remaining)
     stopped = torch.ones_like(state.canvas[:, :, 0, 0, 0], dtype=torch.bool).scatter(1, going_on, value=False)
@@ -184,33 +140,41 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
 
 
 def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
-    """One iteration, in place: view, loss, gradient, Adam, projection. Returns the mean loss."""
-    config, teacher = problem.config, problem.teacher
+    """One iteration, in place: view, loss, gradient, Adam, projection. Returns the mean loss.
+
+    Running out of memory in a forward or backward leaves the state as it was.
+    """
     for parameter in state.parameters.values():
         parameter.requires_grad_().grad = None
+    try:
+        loss = objective(problem, state, touching)
+        # A sum, not a mean: an image's gradient must not shrink with the size of its batch.
+        loss.sum().backward()
+    finally:
+        for parameter in state.parameters.values():
+            parameter.requires_grad_(False)
+    adam_step(state.parameters, state.moments, state.age, problem.config)
+    for parameter in state.parameters.values():
+        parameter.grad = None
+    problem.parametrisation.project(state.parameters)
+    state.age += 1
+    return loss.detach().mean()
+
+
+def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
+    """What each image is optimised for (b,): classification, total variation, feature prior (equation 1)."""
+    config, teacher = problem.config, problem.teacher
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
-    half = config.precision == "bfloat16"
-    with torch.autocast(teacher.mean.device.type, torch.bfloat16) if half else nullcontext():
-        if problem.statistics is None:
-            logits, layers = teacher.logits(view), []
-        else:
-            logits, layers = teacher.features(view)
+    with problem.autocast():
+        logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
     loss = losses.classification(logits.to(patches.dtype), state.targets)
     if config.tv:
         loss = loss + config.tv * losses.total_variation(patches, touching)
     if problem.statistics is not None:
         layers = [layer.to(patches.dtype) for layer in layers]
         loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)
-    # A sum, not a mean: an image's gradient must not shrink with the size of its batch.
-    loss.sum().backward()
-    adam_step(state.parameters, state.moments, state.age, config)
-    with torch.no_grad():
-        for parameter in state.parameters.values():
-            parameter.requires_grad_(False).grad = None
-        problem.parametrisation.project(state.parameters)
-    state.age += 1
-    return loss.detach().mean()
+    return loss
 
 
 @torch.no_grad()
@@ -241,23 +205,3 @@ def parametrise(teacher: Teacher, config: InversionConfig) -> Parametrisation:
     if config.parametrisation == "pixels":
         return FreePixels(teacher)
     return Pyramid(teacher, config.levels, config.start_scale)
-
-
-def _reporter(
-    problem: Problem, images: int, progress: Callable[[InversionProgress], None] | None
-) -> Callable[[State, Tensor], None]:
-    """Turns a batch's iterations into `InversionProgress` of the whole inversion."""
-    size, iterations = problem.config.batch_size, problem.config.iterations
-    total = iterations * -(-images // size)
-    started = time.perf_counter()
-    done = 0
-
-    def report(state: State, loss: Tensor) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            finished = min(images, done // iterations * size)
-            kept, patches = state.kept.shape[1], state.canvas.shape[1]
-            progress(InversionProgress(done, total, finished, kept, patches, loss, time.perf_counter() - started))
-
-    return report

@@ -1,0 +1,198 @@
+"""`invert`: batches through the loop, with progress, checkpoints and room for what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smi_fed.checks import require
+from smi_fed.inversion import randomness
+from smi_fed.inversion.acceleration import accelerated
+from smi_fed.inversion.checkpoint import Checkpoint, Work, identity_of, stored_key
+from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.inputs import check_prior, check_targets
+from smi_fed.inversion.loop import Problem, finish, parametrise, run, start
+from smi_fed.inversion.losses import FeatureStatistics
+from smi_fed.inversion.memory import fitting_batch
+from smi_fed.inversion.teacher import adapt, frozen
+from smi_fed.sparse_images import SparseImages
+
+log = logging.getLogger("smi_fed")
+
+
+@dataclass(frozen=True)
+class InversionProgress:
+    """Where an inversion stands; handed to the caller after every iteration.
+
+    Attributes:
+        done, total: iterations over all batches; the total grows where a batch was halved.
+        images: images finished so far.
+        kept, patches: patches in work and of the whole grid.
+        loss: mean loss of the batch, a tensor so that nobody waits for the device unless
+            the number is read.
+        seconds: since the start.
+    """
+
+    done: int
+    total: int
+    images: int
+    kept: int
+    patches: int
+    loss: Tensor
+    seconds: float
+
+
+def invert(
+    model: nn.Module,
+    targets: Tensor,
+    config: InversionConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    statistics: FeatureStatistics | None = None,
+    teacher_id: int = 0,
+    progress: Callable[[InversionProgress], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_interval: float = 60.0,
+) -> SparseImages:
+    """Synthesise one image per target from what `model` has learnt.
+
+    Args:
+        model: a `smi_fed.models.Classifier` or a plain timm model, on the device to work on.
+            Its weights, mode, hooks and gradient flags are as before afterwards, whatever
+            happens inside.
+        targets: (b,) integer class indices, or (b, classes) floats in [0, 1] for
+            multi-label models.
+        config: settings; None is the paper's.
+        generator: one integer is drawn from it. Every choice is a function of that
+            integer, the image's id (its place in `targets`) and the iteration. None draws
+            from torch's own, and goes on with the checkpoint's integer where there is one.
+        statistics: what the feature-statistics prior compares with. The prior couples the
+            images of a batch: with it `batch_size` is part of the result's identity.
+        teacher_id: stored with the images.
+        progress: called after every iteration.
+        checkpoint: a directory of this inversion's own. The same call with the same
+            directory goes on where a killed one was last written, to the same images, and
+            returns at once where it was finished. Delete it when the images are safe.
+        checkpoint_interval: least seconds between two writings, >= 0; what a kill can lose.
+
+    Returns:
+        The images of the last iterate, on the CPU.
+
+    Raises:
+        ValueError: targets, statistics or settings that do not fit the model; before any work.
+        FileFormatError: the checkpoint is damaged or of another inversion.
+        torch.OutOfMemoryError: not even one image fits, or a batch does not whose images the
+            prior couples.
+    """
+    config = config or InversionConfig.paper()
+    teacher = adapt(model, config.patch_size)
+    targets = check_targets(targets, teacher.classes).to(teacher.mean.device)
+    check_prior(teacher, config, statistics)
+    require(checkpoint_interval >= 0, "checkpoint_interval", checkpoint_interval, "seconds >= 0")
+    known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
+    key = None if checkpoint is None or generator is not None else stored_key(checkpoint)
+    key = randomness.draw_key(generator) if key is None else key
+    problem = Problem(teacher, parametrise(teacher, config), config, key, known)
+    saved = None
+    if checkpoint is not None:
+        identity = identity_of(model, targets, config, key, known, teacher_id)
+        saved = Checkpoint(checkpoint, identity, checkpoint_interval)
+    with frozen(model), accelerated(model, config), torch.enable_grad():
+        work = (saved and saved.load(targets)) or Work(_batch_size(problem, targets))
+        _finish_all(problem, work, targets, teacher_id, saved, progress)
+    return SparseImages.concat(work.finished)
+
+
+def _finish_all(
+    problem: Problem,
+    work: Work,
+    targets: Tensor,
+    teacher_id: int,
+    saved: Checkpoint | None,
+    progress: Callable[[InversionProgress], None] | None,
+) -> None:
+    """Bring `work` to its end, batch by batch, in order of the images' ids."""
+    report = _reporter(problem, work, len(targets), progress)
+    while work.begun or work.following < len(targets):
+        try:
+            if not work.begun:
+                _begin(problem, work, targets)
+            state = work.begun[-1]
+            for done, loss in run(problem, state):
+                report(done, loss)
+                if saved is not None:
+                    saved.save_if_due(work)
+        except torch.OutOfMemoryError as error:
+            _halve(problem, work, error)
+            continue
+        work.finished.append(finish(problem, state, teacher_id))
+        work.begun.pop()
+        if saved is not None:
+            saved.save(work)
+
+
+def _begin(problem: Problem, work: Work, targets: Tensor) -> None:
+    ids = torch.arange(work.following, min(work.following + work.size, len(targets)), device=targets.device)
+    work.begun.append(start(problem, ids, targets[ids]))
+    work.following += len(ids)
+
+
+def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
+    """Two batches of half the images in place of the one that did not fit; neither starts anew.
+
+    Raises:
+        torch.OutOfMemoryError: nothing can be halved.
+    """
+    size = len(work.begun[-1].ids) if work.begun else work.size
+    if size == 1 or problem.statistics is not None:
+        advice = "even for one image" if size == 1 else f"for {size} images that the prior couples; lower batch_size"
+        raise torch.OutOfMemoryError(f"out of memory {advice} ({error})") from error
+    work.size = -(-size // 2)
+    log.warning("out of memory with %d images at once: going on with %d", size, work.size)
+    if work.begun:
+        state = work.begun.pop()
+        work.begun += [state.map(lambda rows: rows[work.size :]), state.map(lambda rows: rows[: work.size])]
+
+
+def _batch_size(problem: Problem, targets: Tensor) -> int:
+    size = problem.config.batch_size
+    if isinstance(size, int):
+        return size
+    chosen = fitting_batch(problem, targets)
+    log.info("batch size: %d images at once fit the free memory", chosen)
+    return chosen
+
+
+def _reporter(
+    problem: Problem, work: Work, images: int, progress: Callable[[InversionProgress], None] | None
+) -> Callable[[int, Tensor], None]:
+    """Turns the iterations of a batch into `InversionProgress` of the whole inversion."""
+    iterations = problem.config.iterations
+    started = time.perf_counter()
+
+    def report(age: int, loss: Tensor) -> None:
+        if progress is None:
+            return
+        state = work.begun[-1]
+        done = len(work.finished) * iterations + age
+        batches = len(work.finished) + len(work.begun) - (-(images - work.following) // work.size)
+        finished = sum(len(part) for part in work.finished) + (len(state.ids) if age == iterations else 0)
+        progress(
+            InversionProgress(
+                done=done,
+                total=batches * iterations,
+                images=finished,
+                kept=state.kept.shape[1],
+                patches=state.canvas.shape[1],
+                loss=loss,
+                seconds=time.perf_counter() - started,
+            )
+        )
+
+    return report
