@@ -47,9 +47,8 @@ def budgeted(config: InversionConfig, method: str, iterations: int) -> Inversion
     """`config` with another number of iterations, its stops moved in proportion; `dense` has none."""
     if method == "dense":
         return replace(config, iterations=iterations, schedule=StopSchedule())
-    share = iterations / config.iterations
-    stops = tuple((max(1, round(at * share)), ratio) for at, ratio in config.schedule.stops)
-    return replace(config, iterations=iterations, schedule=StopSchedule(stops), selection=method)
+    schedule = config.schedule.scaled(iterations / config.iterations)
+    return replace(config, iterations=iterations, schedule=schedule, selection=method)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -175,8 +175,8 @@ def join_overrides(words: Sequence[str]) -> str:
     return " ".join(joined)
 
 
-def compose(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's composition as plain containers.
+def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
+    """Hydra's composition of `name`.yaml below `directory` as plain containers.
 
     Raises:
         SettingError: an override that Hydra refuses.
@@ -192,22 +192,22 @@ def compose(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(directory), version_base="1.3"):
-                config = hydra_compose("config", overrides=list(overrides))
+                config = hydra_compose(name, overrides=list(overrides))
             plain = OmegaConf.to_container(config, resolve=True)
         except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-            raise _explain(directory, overrides, error) from error
+            raise _explain(directory, overrides, name, error) from error
         finally:
             GlobalHydra.instance().clear()
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _explain(directory: Path, overrides: Sequence[str], error: Exception) -> SettingError:
+def _explain(directory: Path, overrides: Sequence[str], name: str, error: Exception) -> SettingError:
     """Which of the overrides Hydra refused, and what it could have been."""
     if len(overrides) != 1:
         for override in overrides:
             try:
-                compose(directory, [override])
+                compose(directory, [override], name)
             except SettingError as found:
                 return found
         return SettingError("overrides", " ".join(overrides), f"Hydra overrides ({error})")
@@ -216,7 +216,7 @@ def _explain(directory: Path, overrides: Sequence[str], error: Exception) -> Set
     groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
     if key in groups:
         return SettingError(key, value, " | ".join(sorted(path.stem for path in (directory / key).glob("*.yaml"))))
-    known = [*groups, *_known_keys(compose(directory, []))]
+    known = [*groups, *_known_keys(compose(directory, [], name))]
     if key in known:
         return SettingError(key, value, f"a value that Hydra reads ({error})")
     near = get_close_matches(key, known, n=3, cutoff=0.4) or known

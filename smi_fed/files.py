@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-
 CHECKSUMS = "sha256"
 
 
@@ -110,7 +109,7 @@ def _changed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> s
         return "it has no checksums"
     own = checksums(tensors, metadata)
     wrong = {name or "metadata": "is missing" for name in stored.keys() - own.keys()}
-    wrong |= {name: "was added" for name in own.keys() - stored.keys()}
+    wrong |= dict.fromkeys(own.keys() - stored.keys(), "was added")
     wrong |= {name or "metadata": "does not match its checksum" for name in own.keys() & stored.keys()
               if own[name] != stored[name]}  # fmt: skip
     return ", ".join(f"{name} {what}" for name, what in sorted(wrong.items()))

@@ -108,9 +108,8 @@ def invert_teacher(
     if inversion.statistics and teacher.statistics is None:
         log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
         inversion = replace(inversion, statistics=0.0)
-    batches = -(-len(targets) // inversion.batch_size)
     started = time.perf_counter()
-    with Bar(f"inversion of {teacher.name}", inversion.iterations * batches) as bar:
+    with Bar(f"inversion of {teacher.name}", inversion.iterations) as bar:
         images = invert(
             teacher.model,
             targets,

@@ -4,10 +4,10 @@ import stat
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors, writable_directory, write_json
 

@@ -77,7 +77,8 @@ class InversionConfig:
             value = getattr(self, key)
             require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
         size = self.batch_size
-        require(size == "auto" or (is_integer(size) and size > 0), "batch_size", size, "an int >= 1 or auto")
+        good = size == "auto" if isinstance(size, str) else is_integer(size) and size > 0
+        require(good, "batch_size", size, "an int >= 1 or auto")
         for key in ("tv", "statistics", "start_scale"):
             value = getattr(self, key)
             require(is_number(value) and value >= 0, key, value, "a number >= 0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,29 +14,56 @@ from smi_fed.inversion.losses import FeatureStatistics, neighbours
 from smi_fed.inversion.teacher import adapt, frozen
 
 
-def trajectory_flops(model: nn.Module, config: InversionConfig, statistics: FeatureStatistics | None = None) -> int:
-    """FLOPs of one image from start to end: forward, backward and the passes at stops.
+@dataclass(frozen=True)
+class StageFlops:
+    """FLOPs of one image between two stops.
 
-    Runs one iteration per stage on one image under `torch.utils.flop_counter` (a
-    multiply-add counts two) and multiplies by the iterations of that stage.
+    Attributes:
+        begin, end: iterations; kept: patches in work.
+        iteration: forward and backward of one iteration.
+        stop: the importance pass that opens the stage.
+    """
+
+    begin: int
+    end: int
+    kept: int
+    iteration: int
+    stop: int
+
+    @property
+    def total(self) -> int:
+        """FLOPs of the whole stage."""
+        return self.stop + (self.end - self.begin) * self.iteration
+
+
+def trajectory_flops(model: nn.Module, config: InversionConfig, statistics: FeatureStatistics | None = None) -> int:
+    """FLOPs of one image from start to end: forward, backward and the passes at stops."""
+    return sum(stage.total for stage in stage_flops(model, config, statistics))
+
+
+def stage_flops(
+    model: nn.Module, config: InversionConfig, statistics: FeatureStatistics | None = None
+) -> list[StageFlops]:
+    """FLOPs by stage, from running one iteration of each on one image.
+
+    Counted by `torch.utils.flop_counter`, where a multiply-add counts two.
     """
     teacher = adapt(model, config.patch_size)
     known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
     problem = Problem(teacher, parametrise(teacher, config), config, 0, known)
     device = teacher.mean.device
     ids, targets = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-    total = 0
+    stages = []
     with frozen(model):
         state = start(problem, ids, targets)
         counts = config.schedule.kept_counts(state.canvas.shape[1])
         ends = [iteration for iteration, _ in counts[1:]] + [config.iterations]
         for (begin, count), end in zip(counts, ends, strict=True):
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as at_stop:
                 if count < state.kept.shape[1]:
                     stop_patches(problem, state, count)
-            total += counter.get_total_flops()
             touching = neighbours(state.kept, teacher.grid)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as at_iteration:
                 step(problem, state, touching)
-            total += counter.get_total_flops() * (end - begin)
-    return total
+            stages.append(StageFlops(begin, end, count, at_iteration.get_total_flops(), at_stop.get_total_flops()))
+    return stages

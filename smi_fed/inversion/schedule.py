@@ -60,6 +60,14 @@ class StopSchedule:
     def __str__(self) -> str:
         return ",".join(f"{iteration}:{ratio}" for iteration, ratio in self.stops)
 
+    def scaled(self, share: float) -> StopSchedule:
+        """The same ratios at `share` times their iterations, at least 1 and still apart."""
+        moved: list[tuple[int, float]] = []
+        for iteration, ratio in self.stops:
+            earliest = moved[-1][0] + 1 if moved else 1
+            moved.append((max(earliest, round(iteration * share)), ratio))
+        return StopSchedule(tuple(moved))
+
     def kept_counts(self, patches: int) -> list[tuple[int, int]]:
         """(iteration, patches kept from there on), from (0, patches).
 

@@ -154,19 +154,22 @@ def test_images_of_another_inversion_or_none(tmp_path, vit):
 
 
 def test_writing_waits_for_the_interval_and_for_its_own_cost(tmp_path, monkeypatch):
-    now = 100.0
+    clock = iter([100.0, 109.0, 110.0, 120.0, 159.0, 160.0])
     monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", 0.02)
-    monkeypatch.setattr("smi_fed.inversion.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("smi_fed.inversion.checkpoint.time.monotonic", lambda: next(clock))
     checkpoint = Checkpoint(tmp_path, {}, interval=10)
     written = []
-    monkeypatch.setattr(checkpoint, "save", lambda work: written.append(now))
-    for now in (109.0, 110.0):  # noqa: B007  (read by the clock)
-        checkpoint.save_if_due(Work(1))
-    assert written == [110.0]
+    monkeypatch.setattr(checkpoint, "save", written.append)
+    first, second = Work(1), Work(2)
+    for _ in range(2):
+        checkpoint.save_if_due(first)
+    assert written == [first]
     checkpoint.written, checkpoint.cost = 110.0, 1.0  # a write of a second is due again after fifty
-    for now in (120.0, 159.0, 160.0):
-        checkpoint.save_if_due(Work(1))
-    assert written == [110.0, 160.0]
+    for _ in range(2):
+        checkpoint.save_if_due(first)
+    assert written == [first]
+    checkpoint.save_if_due(second)
+    assert written == [first, second]
 
 
 def test_a_bad_interval(vit, tmp_path):

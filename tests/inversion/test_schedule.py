@@ -35,6 +35,17 @@ def test_counts_fall_but_never_below_one(schedule, patches):
         remaining = kept
 
 
+def test_a_schedule_in_proportion():
+    assert str(StopSchedule.parse("50:0.3,100:0.4").scaled(0.5)) == "25:0.3,50:0.4"
+    assert str(StopSchedule.parse("50:0.3,100:0.3,200:0.3,300:0.3").scaled(0.02)) == "1:0.3,2:0.3,4:0.3,6:0.3"
+    assert str(StopSchedule.parse("1:0.3,2:0.3").scaled(0.01)) == "1:0.3,2:0.3"
+
+
+@given(schedules(), st.floats(0.001, 10))
+def test_scaling_keeps_every_ratio(schedule, share):
+    assert [ratio for _, ratio in schedule.scaled(share).stops] == [ratio for _, ratio in schedule.stops]
+
+
 @given(schedules())
 def test_text_and_schedule_are_the_same(schedule):
     assert StopSchedule.parse(str(schedule)) == schedule

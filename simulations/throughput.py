@@ -1,0 +1,317 @@
+"""What an inversion costs, and against what: `python -m simulations.throughput [KEY=VALUE ...]`.
+
+Three yardsticks: `naive`, dense inversion as commonly published (`simulations.naive_inversion`);
+`dense`, our own engine without a stop, so that sparsity is credited only with what it
+adds; and the bound, FLOPs over the matrix-multiply rate that this device reached in this
+run. Settings and the command for a GPU: simulations/conf/throughput.yaml. Weights and images are
+random: what is timed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.app import show_log
+from simulations.measuring import PROJECT, alternating, environment, matmul_rate, peak_bytes, random_model, synchronise
+from simulations.naive_inversion import NaiveInversion
+from simulations.one_device import FederationConfig, federation
+from simulations.throughput_table import print_tables
+from smi_fed.checks import SettingError, is_integer, require, require_choice
+from smi_fed.config import compose, make
+from smi_fed.devices import choose_device
+from smi_fed.files import write_json
+from smi_fed.inversion import InversionConfig, StopSchedule, invert
+from smi_fed.inversion.acceleration import accelerated
+from smi_fed.inversion.flops import StageFlops, stage_flops
+from smi_fed.inversion.loop import Problem, State, parametrise, start, step, stop_patches
+from smi_fed.inversion.losses import neighbours
+from smi_fed.inversion.teacher import adapt, frozen
+from smi_fed.models import Classifier
+from smi_fed.progress import Bar
+
+log = logging.getLogger("smi_fed")
+
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """Settings; see simulations/conf/throughput.yaml for what each is.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    device: str = "auto"
+    model: str = "deit_tiny_patch16_224"
+    batch: int = 16
+    dtype: str = "float32"
+    compile: bool = False
+    iterations: int = 4000
+    schedule: str = "50:0.3,100:0.3,200:0.3,300:0.3"
+    threads: int = 0
+    warmup: int = 1
+    repeats: int = 7
+    inner: int = 1
+    run: int = 80
+    sweep: tuple[int, ...] = ()
+    seed: int = 0
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        least = {"batch": 1, "iterations": 1, "threads": 0, "warmup": 0, "repeats": 1, "inner": 1, "run": 0, "seed": 0}
+        for key, smallest in least.items():
+            value = getattr(self, key)
+            require(is_integer(value) and value >= smallest, key, value, f"an int >= {smallest}")
+        good = all(is_integer(size) and size > 0 for size in self.sweep)
+        require(good, "sweep", self.sweep, "a list of ints >= 1")
+        require_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        require(isinstance(self.compile, bool), "compile", self.compile, "true | false")
+        stops = StopSchedule.parse(self.schedule).stops
+        require(bool(stops), "schedule", self.schedule, "at least one stop: dense is measured beside it")
+        require(stops[-1][0] < self.iterations, "schedule", self.schedule, "stops before the last iteration")
+
+    def inversion(self, **changes: Any) -> InversionConfig:
+        """The paper's setting as measured here, with `changes`."""
+        own = {"precision": self.dtype, "compile": self.compile, "batch_size": self.batch}
+        return InversionConfig.paper(**{"iterations": self.iterations, "schedule": self.schedule, **own, **changes})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write; returns the exit status."""
+    show_log()
+    try:
+        words = sys.argv[1:] if arguments is None else arguments
+        config = make(ThroughputConfig, compose(PROJECT / "simulations" / "conf", words, "throughput"), "")
+        device, reason = choose_device(config.device)
+        log.info("device: %s (%s)", device, reason)
+        result = measure(config, device)
+        print_tables(result)
+        if config.out:
+            write_json(Path(config.out).expanduser(), result)
+            print(f"written: {config.out}")
+    except (SettingError, OSError) as error:
+        print(f"smi-fed: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(config: ThroughputConfig, device: torch.device) -> dict[str, Any]:
+    """All that the command measures, as it is written to JSON."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model = random_model(config.model, device, CLASSES)
+    targets = torch.arange(config.batch, device=device) % CLASSES
+    rates = {name: matmul_rate(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    result: dict[str, Any] = {"config": asdict(config), "environment": environment(device), "matmul_rate": rates}
+    result |= trajectory(config, model, targets, rates[config.dtype])
+    if config.sweep:
+        result["sweep"] = sweep(config, model, rates[config.dtype])
+    if config.run:
+        result["run"] = whole_run(config, model, targets, result)
+    result["agreement"] = agreement(config, model, targets[:4])
+    if config.federation.images:
+        del model
+        result["federation"] = federation(config.federation, config.inversion(), device, config.seed)
+    return result
+
+
+def stages_of(config: ThroughputConfig, model: Classifier, targets: Tensor) -> tuple[Problem, list[State]]:
+    """A batch at the beginning of each stage, the first one dense."""
+    teacher = adapt(model)
+    inversion = config.inversion()
+    problem = Problem(teacher, parametrise(teacher, inversion), inversion, config.seed, None)
+    states = [start(problem, torch.arange(len(targets), device=targets.device), targets)]
+    for _, kept in inversion.schedule.kept_counts(teacher.grid[0] * teacher.grid[1])[1:]:
+        state = states[-1].map(torch.clone)
+        stop_patches(problem, state, kept)
+        states.append(state)
+    return problem, states
+
+
+def stepper(problem: Problem, state: State) -> Callable[[], Tensor]:
+    """One iteration of `state` as a call."""
+    return partial(step, problem, state, neighbours(state.kept, problem.teacher.grid))
+
+
+def trajectory(config: ThroughputConfig, model: Classifier, targets: Tensor, rate: float) -> dict[str, Any]:
+    """Milliseconds, FLOPs and memory of every stage and method, and of whole trajectories."""
+    device = targets.device
+    naive = NaiveInversion(model, targets, config.seed)
+    counted = stage_flops(model, config.inversion(compile=False, precision="float32"))
+    with frozen(model), accelerated(model, config.inversion()), torch.enable_grad():
+        problem, states = stages_of(config, model, targets)
+        methods: dict[str, Callable[[], object]] = {"naive": naive.step}
+        methods |= {f"stage {i}": stepper(problem, state) for i, state in enumerate(states)}
+        kept = [state.kept.shape[1] for state in states]
+        # A stop takes its tensors out of the state it is given, so each call gets a state of its own.
+        stops: dict[str, Callable[[], object]] = {
+            f"stop {i}": lambda s=states[i - 1], k=kept[i]: stop_patches(problem, replace(s), k)
+            for i in range(1, len(states))
+        }
+        samples = config.warmup + config.repeats
+        with Bar("samples", samples * (len(methods) + len(stops)), unit="sample") as bar:
+            tick = ticker(bar)
+            times = alternating(
+                methods, device, repeats=config.repeats, warmup=config.warmup, inner=config.inner, tick=tick
+            )
+            times |= alternating(stops, device, repeats=config.repeats, warmup=config.warmup, tick=tick)
+        peaks = {name: peak_bytes(methods[name], device) for name in ("naive", "stage 0", f"stage {len(states) - 1}")}
+    held = {name: sum(t.nbytes for t in state.tensors().values()) for name, state in
+            (("stage 0", states[0]), (f"stage {len(states) - 1}", states[-1]))}  # fmt: skip
+    # Images and two moments; the engine's states hold the stopped pixels beside these.
+    held["naive"] = 3 * naive.images.nbytes
+    weights = sum(t.nbytes for t in model.state_dict().values())
+    memory = {name: peak + held[name] + weights for name, peak in peaks.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return summary(config, counted, medians, memory, rate) | {"samples": times}
+
+
+def summary(
+    config: ThroughputConfig,
+    counted: list[StageFlops],
+    medians: dict[str, float],
+    memory: dict[str, int],
+    rate: float,
+) -> dict[str, Any]:
+    """Stages and whole trajectories from medians (seconds), peaks (bytes) and the matmul rate."""
+    batch, last = config.batch, len(counted) - 1
+    stages = []
+    for i, stage in enumerate(counted):
+        seconds, flops = medians[f"stage {i}"], batch * stage.iteration
+        stages.append(asdict(stage) | {
+            "ms": 1000 * seconds,
+            "stop_ms": 1000 * medians.get(f"stop {i}", 0.0),
+            "bound_ms": 1000 * flops / rate,
+            "share_of_matmul_rate": flops / rate / seconds,
+        })  # fmt: skip
+    sparse = sum((s["end"] - s["begin"]) * s["ms"] + s["stop_ms"] for s in stages) / 1000
+    seconds = {
+        "naive": config.iterations * medians["naive"],
+        "dense": config.iterations * medians["stage 0"],
+        "sparse": sparse,
+    }
+    flops = {"dense": config.iterations * counted[0].iteration, "sparse": sum(stage.total for stage in counted)}
+    peaks = {"naive": memory["naive"], "dense": memory["stage 0"], "last stage": memory[f"stage {last}"]}
+    return {
+        "stages": stages,
+        "naive_ms": 1000 * medians["naive"],
+        "trajectory_seconds": seconds,
+        "images_per_second": {name: batch / value for name, value in seconds.items()},
+        "flops_per_image": flops,
+        "flops_below_dense": 1 - flops["sparse"] / flops["dense"],
+        "bound_images_per_second": {name: rate / value for name, value in flops.items()},
+        "peak_bytes": peaks,
+        "last_stage_over_dense_memory": peaks["last stage"] / peaks["dense"],
+        "ratios": {
+            "dense over naive": seconds["naive"] / seconds["dense"],
+            "sparse over dense": seconds["dense"] / seconds["sparse"],
+            "sparse over naive": seconds["naive"] / seconds["sparse"],
+            "sparse over dense, bound": flops["dense"] / flops["sparse"],
+        },
+    }
+
+
+def sweep(config: ThroughputConfig, model: Classifier, rate: float) -> list[dict[str, Any]]:
+    """Milliseconds per image and share of the matmul rate at other batch sizes, dense and in the last stage."""
+    rows = []
+    counted = stage_flops(model, config.inversion(compile=False, precision="float32"))
+    device = next(model.parameters()).device
+    for batch in config.sweep:
+        try:
+            with frozen(model), accelerated(model, config.inversion()), torch.enable_grad():
+                problem, states = stages_of(config, model, torch.arange(batch, device=device) % CLASSES)
+                methods = {"dense": stepper(problem, states[0]), "last stage": stepper(problem, states[-1])}
+                times = alternating(methods, device, repeats=config.repeats, warmup=config.warmup, inner=config.inner)
+        except torch.OutOfMemoryError:
+            log.warning("batch %d does not fit", batch)
+            continue
+        row: dict[str, Any] = {"batch": batch}
+        for name, stage in (("dense", counted[0]), ("last stage", counted[-1])):
+            seconds = statistics.median(times[name])
+            row[name] = {
+                "ms_per_image": 1000 * seconds / batch,
+                "share_of_matmul_rate": batch * stage.iteration / rate / seconds,
+            }
+        rows.append(row)
+    return rows
+
+
+def whole_run(config: ThroughputConfig, model: Classifier, targets: Tensor, result: dict[str, Any]) -> dict[str, Any]:
+    """A real `invert` from start to end, beside what the stages' medians foretell for it."""
+    schedule = StopSchedule.parse(config.schedule).scaled(config.run / config.iterations)
+    inversion = config.inversion(iterations=config.run, schedule=schedule)
+    ends = [at for at, _ in schedule.stops] + [config.run]
+    begins = [0, *(at for at, _ in schedule.stops)]
+    foretold = sum(
+        (end - begin) * stage["ms"] + stage["stop_ms"]
+        for begin, end, stage in zip(begins, ends, result["stages"], strict=True)
+    )
+    times = alternating(
+        {"invert": lambda: invert(model, targets, inversion, generator=torch.Generator().manual_seed(0))},
+        targets.device, repeats=1, warmup=0,
+    )  # fmt: skip
+    return {
+        "iterations": config.run,
+        "schedule": str(schedule),
+        "seconds": times["invert"][0],
+        "seconds_from_medians": foretold / 1000,
+    }
+
+
+def agreement(config: ThroughputConfig, model: Classifier, targets: Tensor, iterations: int = 40) -> dict[str, Any]:
+    """The fast path beside a plain one: float32, uncompiled, weights as they are, one image at a time.
+
+    Adam's first steps follow the sign of a gradient, so where a gradient is nearly 0
+    rounding can move a pixel the other way by whole steps, and two runs drift apart however
+    exact they are. Hence the mean over pixels, and what the teacher thinks of either.
+    """
+    schedule = StopSchedule.parse(config.schedule).scaled(iterations / config.iterations)
+    fast = config.inversion(iterations=iterations, schedule=schedule)
+    plain = replace(fast, precision="float32", compile=False, batch_size=1)
+    first, second = (invert(model, targets, each, generator=torch.Generator().manual_seed(0)) for each in (fast, plain))
+    difference = (first.images - second.images).abs()
+    both = (first.mask & second.mask).flatten(1).sum(1) / first.mask.flatten(1).sum(1)
+    synchronise(targets.device)
+    return {
+        "images": len(targets),
+        "iterations": iterations,
+        "mean_difference": float(difference.mean()),
+        "same_patches": float(both.float().mean()),
+        "confidence": {"fast": confidence(model, first.images, targets), "plain": confidence(model, second.images,
+                       targets)},
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def confidence(model: Classifier, images: Tensor, targets: Tensor) -> float:
+    """Mean probability that `model` in float32 gives to the targets."""
+    return float(model(images.to(targets.device)).softmax(1).gather(1, targets[:, None]).mean())
+
+
+def ticker(bar: Bar) -> Callable[[], None]:
+    """A call that moves `bar` by one."""
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        bar.at(done)
+
+    return tick
+
+
+if __name__ == "__main__":
+    sys.exit(main())
