@@ -2,7 +2,7 @@
 
 `python -m simulations.results --demo runs/demo0 runs/demo1 runs/demo2 --compare runs/compare` copies the reports and
 pieces to benchmarks/results/, the pictures to docs/, and fills the README between its markers. Without arguments it
-fills the README from what is kept.
+fills the README from what is kept; `simulations.throughput` writes there itself (`out=`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def filled(readme: str) -> str:
-    """The README with both tables as the kept results have them."""
-    for name, render in (("demo", demo_table), ("compare", compare_table)):
+    """The README with its tables as the kept results have them."""
+    for name, render in (("demo", demo_table), ("compare", compare_table), ("throughput", throughput_table)):
         before, start, rest = readme.partition(f"<!-- {name}:start -->\n")
         _, end, after = rest.partition(f"<!-- {name}:end -->")
         readme = before + start + render() + end + after
@@ -94,6 +94,36 @@ def compare_table() -> str:
         f"`python -m simulations.compare --seeds {seeds}`, one thread; here each seed was a process of its own and two "
         "ran at a time on two cores. [Raw pieces](benchmarks/results/compare.jsonl).\n"
     )
+
+
+def throughput_table() -> str:
+    """A Markdown table of every throughput measurement that is kept."""
+    rows = [
+        "| model, device | dtype, batch | dense / naive | sparse / dense (bound) | sparse / naive | images a second: "
+        "naive, dense, sparse | share of matmul rate: dense, last stage | memory, last stage / dense |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [
+        _throughput_row(json.loads(path.read_text(encoding="utf-8")), path.name)
+        for path in sorted(RESULTS.glob("throughput-*.json"))
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _throughput_row(found: dict[str, Any], name: str) -> str:
+    config, ratios, where = found["config"], found["ratios"], found["environment"]
+    shares = [stage["share_of_matmul_rate"] for stage in (found["stages"][0], found["stages"][-1])]
+    cells = [
+        f"[{config['model']}](benchmarks/results/{name}), {where['device_name']}, {where['threads']} threads",
+        f"{config['dtype']}, {config['batch']}",
+        f"{ratios['dense over naive']:.2f}",
+        f"**{ratios['sparse over dense']:.2f}** ({ratios['sparse over dense, bound']:.2f})",
+        f"{ratios['sparse over naive']:.2f}",
+        ", ".join(f"{rate:.3g}" for rate in found["images_per_second"].values()),
+        ", ".join(f"{share:.0%}" for share in shares),
+        f"{found['last_stage_over_dense_memory']:.0%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

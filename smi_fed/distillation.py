@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed import tokens
+from smi_fed.alignment import resize
 from smi_fed.checks import is_number, require, require_choice
 from smi_fed.models import Classifier
 from smi_fed.sparse_images import SparseImages
@@ -115,8 +116,8 @@ def distill(
     are left as they were.
 
     Args:
-        teachers: modules that take images in [0, 1]; any patch size.
-        images: one set or several (of different patch size).
+        teachers: modules that take images in [0, 1]; a `Classifier` is shown them at its own size.
+        images: one set or several (of different patch and image size; they are shown at the student's).
         generator: source of every random choice; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
             whatever `config.ensemble` says: only the caller knows what clients told of their data.
@@ -132,7 +133,8 @@ def distill(
         raise ValueError(f"distill: got {len(teachers)} teachers and {sum(map(len, sets))} images, need both")
     device = next(student.parameters()).device
     weights = (torch.full((len(teachers), 1), 1 / len(teachers)) if weights is None else weights).to(device)
-    pixels = torch.cat([each.images for each in sets]).to(device)
+    height, width = student.image_size if isinstance(student, Classifier) else sets[0].images.shape[2:]
+    pixels = torch.cat([resize(each.images, (height, width)) for each in sets]).to(device)
     shown = _Shown(student, sets, config, device)
     optimiser = Optimiser(student, config)
     started, losses = time.perf_counter(), []
@@ -144,7 +146,7 @@ def distill(
                 batch = shift_images(pixels[rows], config.jitter, generator)
                 batch = mix(batch, config.mixup, generator)
                 with torch.no_grad():
-                    wanted = ensemble_probabilities([t(batch) for t in teachers], weights, config.temperature)
+                    wanted = ensemble_probabilities([_answer(t, batch) for t in teachers], weights, config.temperature)
                 loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
                 optimiser.step(loss)
                 losses.append(loss.detach())
@@ -153,6 +155,11 @@ def distill(
     finally:
         student.eval()
     return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
+
+
+def _answer(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Logits of images of the student's size."""
+    return teacher(resize(images, teacher.image_size) if isinstance(teacher, Classifier) else images)
 
 
 def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
@@ -189,7 +196,7 @@ class _Shown:
         if not isinstance(student, Classifier) or backbone is None or not tokens.is_token_model(backbone):
             raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
         self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
-        self.kept = shown_tokens(sets, self.patch_size).to(device)
+        self.kept = shown_tokens(sets, self.patch_size, student.image_size).to(device)
 
     def logits(self, batch: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         everything = self.mode == "all"
@@ -204,18 +211,20 @@ class _Shown:
         return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
 
 
-def shown_tokens(sets: Sequence[SparseImages], patch_size: tuple[int, int]) -> Tensor:
+def shown_tokens(
+    sets: Sequence[SparseImages], patch_size: tuple[int, int], size: tuple[int, int] | None = None
+) -> Tensor:
     """Ascending indices (images, k) of the patches that lie most under kept ones.
 
     One k for all, so that they share a batch: the mean number kept, rounded up.
     """
-    cover = torch.cat([coverage(each, patch_size) for each in sets])
+    cover = torch.cat([coverage(each, patch_size, size) for each in sets])
     count = math.ceil(float(cover.sum(dtype=torch.float64)) / len(cover) - 1e-4)  # shares of a third are not exact
     return cover.topk(max(1, count), dim=1).indices.sort(dim=1).values
 
 
-def coverage(images: SparseImages, patch_size: tuple[int, int]) -> Tensor:
-    """Share (b, n) of each patch of another grid that lies under kept patches."""
+def coverage(images: SparseImages, patch_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
+    """Share (b, n) of each patch of another grid that lies under kept patches, with the images shown at `size`."""
     ph, pw = images.patch_size
     pixels = images.mask.float().repeat_interleave(ph, 1).repeat_interleave(pw, 2)
-    return F.avg_pool2d(pixels[:, None], patch_size).flatten(1)
+    return F.avg_pool2d(pixels[:, None] if size is None else resize(pixels[:, None], size), patch_size).flatten(1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from smi_fed.alignment import Aligned
 from smi_fed.checks import is_integer, require
 from smi_fed.data import ImageSet
 from smi_fed.distillation import (
@@ -36,8 +37,10 @@ class TrainedTeacher:
         name: how the client is called in reports.
         model: its classifier.
         num_examples: that it claims to have trained on, capped.
-        label_counts: examples per class, capped; None where the client did not tell.
+        label_counts: examples of each of its own classes, capped; None where the client did not tell.
         statistics: for the feature-statistics prior; None where the client did not send them.
+        classes: for each of its classes the index among the student's; None where they are the same.
+        num_classes: the student's; None where `classes` is.
     """
 
     name: str
@@ -45,6 +48,24 @@ class TrainedTeacher:
     num_examples: int
     label_counts: tuple[int, ...] | None = None
     statistics: FeatureStatistics | None = None
+    classes: tuple[int, ...] | None = None
+    num_classes: int | None = None
+
+    @property
+    def aligned(self) -> Aligned:
+        """The model in the student's terms: any image size in, the student's classes out."""
+        own = self.model.spec.num_classes
+        return Aligned(self.model, self.classes or range(own), self.num_classes or own)
+
+    @property
+    def aligned_counts(self) -> tuple[int, ...] | None:
+        """Examples of each of the student's classes."""
+        if self.label_counts is None or self.classes is None or self.num_classes is None:
+            return self.label_counts
+        counts = [0] * self.num_classes
+        for place, count in zip(self.classes, self.label_counts, strict=True):
+            counts[place] = count
+        return tuple(counts)
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,7 @@ def invert_teacher(
 
 def weights_of(teachers: Sequence[TrainedTeacher], kind: str) -> Tensor:
     """Ensemble weights (teachers, classes or 1) of these teachers."""
-    return ensemble_weights(kind, [t.num_examples for t in teachers], [t.label_counts for t in teachers])
+    return ensemble_weights(kind, [t.num_examples for t in teachers], [t.aligned_counts for t in teachers])
 
 
 def distill_student(
@@ -143,7 +164,7 @@ def distill_student(
     with Bar("distillation", config.steps, unit="step") as bar:
         return distill(
             student,
-            [teacher.model for teacher in teachers],
+            [teacher.aligned for teacher in teachers],
             images,
             config,
             generator=generator,
@@ -154,6 +175,6 @@ def distill_student(
 
 def ensemble_accuracy(teachers: Sequence[TrainedTeacher], kind: str, test: ImageSet) -> float:
     """Accuracy of the ensemble as used in distilling, at temperature 1; in [0, 1]."""
-    logits = [predict(teacher.model, test.images) for teacher in teachers]
+    logits = [predict(teacher.aligned, test.images) for teacher in teachers]
     named = ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)
     return float((named == test.labels).float().mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch import nn
 from smi_fed.inversion.config import InversionConfig
 
 log = logging.getLogger("smi_fed")
+
+SHAPES = 64
+"""Versions of one block's code that are compiled before the rest runs uncompiled."""
 
 
 @contextmanager
@@ -37,6 +40,8 @@ def half_weights(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if type(module) in (nn.Linear, nn.Conv2d):  # subclasses may use their weight in other precisions
                 for weight in module.parameters(recurse=False):
+                    if weight.dtype != torch.float32:  # autocast leaves doubles alone
+                        continue
                     after.callback(setattr, weight, "data", weight.data)
                     weight.data = weight.data.bfloat16()
         yield
@@ -53,10 +58,17 @@ def compiled_blocks(model: nn.Module) -> Iterator[None]:
     blocks = getattr(backbone, "blocks", None)
     modules = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [backbone]
     with ExitStack() as after:
+        # Every number of patches and every width is one shape more of the same code; the default, 8, is two teachers.
+        after.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
         for module in modules:
             after.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
             module.compile(dynamic=False)
         yield
+
+
+def uncompiled(config: InversionConfig) -> AbstractContextManager[object]:
+    """For passes that listen inside a block, where compiled code would not call a hook."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
 @functools.cache

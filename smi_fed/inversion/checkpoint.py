@@ -13,9 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from smi_fed.files import FileFormatError, checksums, load_tensors, save_tensors, writable_directory
-from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.loop import State
-from smi_fed.inversion.losses import FeatureStatistics
+from smi_fed.inversion.loop import Problem, State
 from smi_fed.sparse_images import SparseImages
 
 FORMAT, VERSION = "smi-fed.inversion", 1
@@ -61,6 +59,8 @@ class Checkpoint:
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, str], interval: float) -> None:
         self.directory = writable_directory(directory)
         self.identity, self.interval = identity, interval
+        for left in self.directory.glob(".*.safetensors"):  # half-written by a killed process
+            left.unlink()
         self.parts: dict[str, str] = {}
         self.written, self.cost = time.monotonic(), 0.0
 
@@ -138,22 +138,16 @@ def stored_key(directory: str | os.PathLike[str]) -> int | None:
     return int(json.loads(metadata["identity"])["generator"])
 
 
-def identity_of(
-    model: nn.Module,
-    targets: Tensor,
-    config: InversionConfig,
-    key: int,
-    statistics: FeatureStatistics | None,
-    teacher_id: int,
-) -> dict[str, str]:
+def identity_of(model: nn.Module, targets: Tensor, problem: Problem, teacher_id: int) -> dict[str, str]:
     """All that decides the images of an inversion; long things by their SHA-256."""
-    known = () if statistics is None else (*statistics.mean, *statistics.std)
+    statistics, warm = problem.statistics, problem.warm
     return {
         "model": digest_of(model.state_dict().values()),
         "targets": digest_of([targets]),
-        "config": repr(config),
-        "generator": str(key),
-        "statistics": digest_of(known),
+        "config": repr(problem.config),
+        "generator": str(problem.key),
+        "statistics": digest_of(() if statistics is None else (*statistics.mean, *statistics.std)),
+        "warm": digest_of(() if warm is None else (warm.images, warm.ids)),
         "teacher_id": str(teacher_id),
     }
 

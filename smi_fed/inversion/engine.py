@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from smi_fed.inversion import randomness
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.checkpoint import Checkpoint, Work, identity_of, stored_key
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.inputs import check_prior, check_targets
+from smi_fed.inversion.inputs import check_prior, check_targets, check_warm
 from smi_fed.inversion.loop import Problem, finish, parametrise, run, start
 from smi_fed.inversion.losses import FeatureStatistics
 from smi_fed.inversion.memory import fitting_batch
@@ -55,6 +55,7 @@ def invert(
     *,
     generator: torch.Generator | None = None,
     statistics: FeatureStatistics | None = None,
+    warm: SparseImages | None = None,
     teacher_id: int = 0,
     progress: Callable[[InversionProgress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -74,6 +75,8 @@ def invert(
             from torch's own, and goes on with the checkpoint's integer where there is one.
         statistics: what the feature-statistics prior compares with. The prior couples the
             images of a batch: with it `batch_size` is part of the result's identity.
+        warm: images to start from: row r is where the image of id `warm.ids[r]` starts, which
+            is its place in `targets`. The others start from noise.
         teacher_id: stored with the images.
         progress: called after every iteration.
         checkpoint: a directory of this inversion's own. The same call with the same
@@ -94,40 +97,36 @@ def invert(
     teacher = adapt(model, config.patch_size)
     targets = check_targets(targets, teacher.classes).to(teacher.mean.device)
     check_prior(teacher, config, statistics)
+    check_warm(teacher, warm, len(targets))
     require(checkpoint_interval >= 0, "checkpoint_interval", checkpoint_interval, "seconds >= 0")
     known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
     key = None if checkpoint is None or generator is not None else stored_key(checkpoint)
     key = randomness.draw_key(generator) if key is None else key
-    problem = Problem(teacher, parametrise(teacher, config), config, key, known)
+    problem = Problem(teacher, parametrise(teacher, config), config, key, known, warm)
     saved = None
     if checkpoint is not None:
-        identity = identity_of(model, targets, config, key, known, teacher_id)
+        identity = identity_of(model, targets, problem, teacher_id)
         saved = Checkpoint(checkpoint, identity, checkpoint_interval)
     with frozen(model), accelerated(model, config), torch.enable_grad():
         work = (saved and saved.load(targets)) or Work(_batch_size(problem, targets))
-        _finish_all(problem, work, targets, teacher_id, saved, progress)
+        report = _reporter(problem, work, len(targets), progress)
+        for age, loss in _iterations(problem, work, targets, teacher_id, saved):
+            report(age, loss)
+            if saved is not None:
+                saved.save_if_due(work)
     return SparseImages.concat(work.finished)
 
 
-def _finish_all(
-    problem: Problem,
-    work: Work,
-    targets: Tensor,
-    teacher_id: int,
-    saved: Checkpoint | None,
-    progress: Callable[[InversionProgress], None] | None,
-) -> None:
-    """Bring `work` to its end, batch by batch, in order of the images' ids."""
-    report = _reporter(problem, work, len(targets), progress)
+def _iterations(
+    problem: Problem, work: Work, targets: Tensor, teacher_id: int, saved: Checkpoint | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Bring `work` to its end, batch by batch, in order of the images' ids; yields as `run` does."""
     while work.begun or work.following < len(targets):
         try:
             if not work.begun:
                 _begin(problem, work, targets)
             state = work.begun[-1]
-            for done, loss in run(problem, state):
-                report(done, loss)
-                if saved is not None:
-                    saved.save_if_due(work)
+            yield from run(problem, state)
         except torch.OutOfMemoryError as error:
             _halve(problem, work, error)
             continue

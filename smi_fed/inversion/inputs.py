@@ -8,6 +8,7 @@ from torch import Tensor
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import Teacher
+from smi_fed.sparse_images import SparseImages
 
 
 def check_targets(targets: Tensor, classes: int) -> Tensor:
@@ -29,6 +30,23 @@ def check_targets(targets: Tensor, classes: int) -> Tensor:
     if low < 0 or high >= classes:
         raise ValueError(f"targets: got classes from {low} to {high}, allowed: 0 to {classes - 1}")
     return targets.long()
+
+
+def check_warm(teacher: Teacher, warm: SparseImages | None, count: int) -> None:
+    """Refuse images that cannot be where this inversion starts.
+
+    Raises:
+        ValueError: of another size, or of ids that the inversion does not have.
+    """
+    if warm is None:
+        return
+    wanted = (teacher.channels, *(side * patch for side, patch in zip(teacher.grid, teacher.patch_size, strict=True)))
+    shape = tuple(warm.images.shape[1:])
+    if shape != wanted:
+        raise ValueError(f"warm: got images of {shape}, allowed: {wanted}")
+    ids = warm.ids.tolist()
+    if len(set(ids)) != len(ids) or any(not 0 <= each < count for each in ids):
+        raise ValueError(f"warm: got ids {sorted(ids)[:3]}..., allowed: different ones from 0 to {count - 1}")
 
 
 def check_prior(teacher: Teacher, config: InversionConfig, statistics: FeatureStatistics | None) -> None:

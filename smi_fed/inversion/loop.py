@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.inversion import losses
+from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics, Neighbours
@@ -80,6 +81,7 @@ class Problem:
     config: InversionConfig
     key: int
     statistics: FeatureStatistics | None
+    warm: SparseImages | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """Where the teacher computes: in bfloat16 if the settings say so; pixels keep their dtype."""
@@ -93,6 +95,8 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
     teacher = problem.teacher
     patches = teacher.grid[0] * teacher.grid[1]
     parameters = problem.parametrisation.start(problem.key, ids)
+    if problem.warm is not None:
+        _warm_up(problem, problem.warm, ids, parameters)
     problem.parametrisation.project(parameters)
     kept = torch.arange(patches, device=ids.device).repeat(len(ids), 1)
     return State(
@@ -105,6 +109,17 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
         canvas=problem.parametrisation.patches(parameters, kept).clone(),
         stopped_at=torch.full_like(kept, -1),
     )
+
+
+def _warm_up(problem: Problem, warm: SparseImages, ids: Tensor, parameters: Parameters) -> None:
+    """Put the images that `warm` has for some of `ids` in place of their noise."""
+    places = {int(each): row for row, each in enumerate(warm.ids)}
+    pairs = [(place, places[each]) for place, each in enumerate(ids.tolist()) if each in places]
+    if pairs:
+        rows, sources = (torch.tensor(each, device=ids.device) for each in zip(*pairs, strict=True))
+        encoded = problem.parametrisation.encode(warm.images[sources.cpu()].to(ids.device))
+        for name, parameter in parameters.items():
+            parameter[rows] = encoded[name].to(parameter)
 
 
 def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
@@ -126,7 +141,7 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
         state.canvas = put(state.canvas, state.kept, patches)
     view = clean_view(patches, state.kept, state.canvas, problem.teacher)
     select = SELECTIONS[problem.config.selection]
-    with problem.autocast():
+    with problem.autocast(), uncompiled(problem.config):
         scores = select(problem.teacher, view, state.targets, problem.key, state.ids, state.age)
     remaining = best(scores, count)
     going_on = take(state.kept, remaining)

@@ -31,7 +31,10 @@ def free_bytes(device: torch.device) -> int:
 def fitting_batch(problem: Problem, targets: Tensor) -> int:
     """Images to optimise together: as many as fit, in batches of equal size."""
     device = problem.teacher.mean.device
-    fitting = int(SHARE * free_bytes(device)) // bytes_per_image(problem, targets[:1])
+    try:
+        fitting = int(SHARE * free_bytes(device)) // bytes_per_image(problem, targets[:1])
+    except torch.OutOfMemoryError:  # not even the two images that the count takes
+        return 1
     most = max(1, min(fitting, LARGEST.get(device.type, LARGEST["cpu"]), len(targets)))
     return -(-len(targets) // -(-len(targets) // most))
 

@@ -23,6 +23,10 @@ class Parametrisation(Protocol):
         """Initial parameters of images `ids` (b,), a function of key and id alone."""
         ...
 
+    def encode(self, images: Tensor) -> Parameters:
+        """Parameters that show `images` (b, c, h, w) in [0, 1], as nearly as the parametrisation can."""
+        ...
+
     def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
         """Normalised pixels (b, k, c, ph, pw) of the patches `kept` (b, k)."""
         ...
@@ -52,6 +56,10 @@ class FreePixels:
         noise = randomness.normal(key, ids, 0, randomness.START, c * gh * ph * gw * pw)
         images = noise.to(self.low.dtype).view(-1, c, gh * ph, gw * pw)
         return {"pixels": tokens.to_patches(images, (ph, pw))}
+
+    def encode(self, images: Tensor) -> Parameters:
+        pixels = (images.to(self.low) - self.teacher.mean) / self.teacher.std
+        return {"pixels": tokens.to_patches(pixels, self.teacher.patch_size)}
 
     def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
         return parameters["pixels"]
@@ -85,6 +93,16 @@ class Pyramid:
         return {
             f"level{level}": part.reshape(-1, c, level, level) for level, part in zip(self.levels, parts, strict=True)
         }
+
+    def encode(self, images: Tensor) -> Parameters:
+        """Each grid in turn takes what the others leave, three times over; 0 and 1 would need infinite coefficients."""
+        left = torch.atanh((2 * images.to(self.teacher.mean) - 1).clamp(-0.99, 0.99))
+        grids = {level: left.new_zeros(*left.shape[:2], level, level) for level in self.levels}
+        for level in sorted(self.levels) * 3:
+            more = F.interpolate(left, (level, level), mode="area")
+            left = left - F.interpolate(more, left.shape[2:], mode="bilinear", align_corners=False)
+            grids[level] = grids[level] + more
+        return {f"level{level}": grid for level, grid in grids.items()}
 
     def patches(self, parameters: Parameters, kept: Tensor) -> Tensor:
         (gh, gw), (ph, pw) = self.teacher.grid, self.teacher.patch_size

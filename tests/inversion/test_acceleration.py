@@ -186,6 +186,7 @@ def counters():
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
+    assert compiler_works("cpu")
     counters.clear()
     yield counters
     torch._dynamo.reset()
@@ -195,7 +196,7 @@ def assert_compiled_agrees(model, config, counters, **arguments):
     exact, compiled = (
         invert(model, TARGETS, c, generator=seeded(), **arguments) for c in (config, replace(config, compile=True))
     )
-    assert counters["stats"]["unique_graphs"] > 1  # the one of compiler_works does not count
+    assert counters["stats"]["unique_graphs"]
     assert torch.equal(exact.mask, compiled.mask)
     # Fused kernels add in another order, and Adam divides a gradient near 0 by its own size: measured 2e-5 at most.
     torch.testing.assert_close(compiled.images, exact.images, atol=2e-4, rtol=0)
@@ -222,7 +223,7 @@ def test_compiled_with_the_statistics_prior(vit, counters):
 def test_compiled_in_bfloat16_with_a_batch_chosen(vit, counters):
     config = replace(PLAIN, precision="bfloat16", batch_size="auto")
     exact, compiled = both(vit, config, compile=True)
-    assert counters["stats"]["unique_graphs"] > 1
+    assert counters["stats"]["unique_graphs"]
     # Fused kernels round to bfloat16 less often; as in test_bfloat16_images_are_close_to_float32_ones.
     assert float((exact.images - compiled.images).abs().mean()) < 0.0015
     assert half_names(vit) == set()
@@ -236,7 +237,7 @@ def test_an_exception_in_a_compiled_inversion(vit, counters):
 
     with pytest.raises(StopHereError):
         invert(vit, TARGETS, replace(PLAIN, compile=True), generator=seeded(), progress=progress)
-    assert counters["stats"]["unique_graphs"] > 1
+    assert counters["stats"]["unique_graphs"]
     assert all(module._compiled_call_impl is None for module in vit.modules())
 
 

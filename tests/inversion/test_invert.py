@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smi_fed.inversion import InversionConfig, SparseImages, feature_statistics, invert, losses
-from smi_fed.inversion.loop import Problem, parametrise, run, start
+from smi_fed.inversion.loop import Problem, finish, parametrise, run, start
 from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 
@@ -253,3 +253,25 @@ def test_cuda_draws_the_same_random_choices(vit):
     on_cpu = invert(vit, TARGETS, config, generator=seeded())
     on_gpu = invert(vit.cuda(), TARGETS, config, generator=seeded())
     assert torch.equal(on_cpu.mask, on_gpu.mask)
+
+
+@pytest.mark.parametrize("config", [SPARSE, PYRAMID], ids=["pixels", "pyramid"])
+def test_a_warm_start_goes_on_from_images(vit, config):
+    config = replace(config, iterations=20)
+    first = invert(vit, TARGETS, config, generator=seeded())
+    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 5, None, first.select(torch.tensor([2, 0])))
+    state = start(problem, torch.arange(4), TARGETS)
+    shown = finish(problem, state).images
+    cold = finish(replace(problem, warm=None), start(replace(problem, warm=None), torch.arange(4), TARGETS)).images
+    assert torch.equal(shown[[1, 3]], cold[[1, 3]])
+    warm, noise = ((each - first.images).abs().mean((1, 2, 3))[[0, 2]] for each in (shown, cold))
+    # A pyramid cannot show its own frozen patches: each was rendered from other coefficients.
+    assert bool((warm < (1e-6 if config.parametrisation == "pixels" else 0.25 * noise)).all())
+
+
+def test_a_warm_start_is_checked(vit):
+    first = invert(vit, TARGETS, SPARSE, generator=seeded())
+    with pytest.raises(ValueError, match="warm: got ids"):
+        invert(vit, TARGETS[:2], SPARSE, warm=first)
+    with pytest.raises(ValueError, match=r"warm: got images of \(3, 16, 16\), allowed: \(3, 32, 32\)"):
+        invert(masked_model("resnet"), TARGETS, SPARSE, warm=first)
