@@ -6,9 +6,12 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from smi_fed.inversion.config import InversionConfig
 
@@ -20,13 +23,57 @@ SHAPES = 64
 
 @contextmanager
 def accelerated(model: nn.Module, config: InversionConfig) -> Iterator[None]:
-    """What `config` asks for: weights ready for bfloat16, compiled blocks."""
+    """A cheap gradient of the patch embedding, and what `config` asks for: weights in bfloat16, compiled blocks."""
     with ExitStack() as stack:
+        stack.enter_context(embedding_gradient(model))
         if config.precision == "bfloat16":
             stack.enter_context(half_weights(model))
         if config.compile and compiler_works(next(model.parameters()).device.type):
             stack.enter_context(compiled_blocks(model))
         yield
+
+
+class _Embed(torch.autograd.Function):
+    """A convolution of patches that do not overlap; its gradient to the pixels is one matrix product.
+
+    The forward is torch's own, bit for bit. For the backward torch's general algorithm takes
+    four times as long as the product (measured on two CPU cores, DeiT-Tiny, 16 images).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.dtype = images.shape, images.dtype
+        return F.conv2d(images, weight, bias, stride=weight.shape[2:])  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        b, c, height, width = ctx.shape
+        d, _, ph, pw = weight.shape
+        rows = gradients[0].permute(0, 2, 3, 1).reshape(-1, d)
+        tiles = (rows.to(weight.dtype) @ weight.flatten(1)).view(b, height // ph, width // pw, c, ph, pw)
+        return tiles.permute(0, 3, 1, 4, 2, 5).reshape(ctx.shape).to(ctx.dtype), None, None
+
+
+@contextmanager
+def embedding_gradient(model: nn.Module) -> Iterator[None]:
+    """Patch embeddings without overlap take their gradient by `_Embed` inside."""
+    with ExitStack() as after:
+        for module in model.modules():
+            conv = getattr(module, "proj", None) if isinstance(module, PatchEmbed) else None
+            if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and _is_plain(conv):
+                after.callback(delattr, conv, "forward")
+                conv.forward = functools.partial(_embed, conv)  # type: ignore[method-assign, reportAttributeAccessIssue]
+        yield
+
+
+def _embed(conv: nn.Conv2d, images: Tensor) -> Any:
+    return _Embed.apply(images, conv.weight, conv.bias)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1
 
 
 @contextmanager
