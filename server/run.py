@@ -24,7 +24,7 @@ from smi_fed.models import build_model, count_parameters
 from smi_fed.pipeline import PipelineConfig, ensemble_accuracy
 from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation, RoundRecord
 from smi_fed.strategies.admission import DEFAULT_ARCHITECTURES
-from smi_fed.strategies.data_free import describe
+from smi_fed.strategies.core import describe
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
 

@@ -56,6 +56,8 @@ def class_positions(own: ModelSpec, student: ModelSpec) -> tuple[int, ...]:
         count = student.num_classes
         require(own.num_classes == count, "num_classes", own.num_classes, f"{count}, where classes have no names")
         return tuple(range(count))
+    once = len(set(own.class_names)) == len(own.class_names)
+    require(once, "class_names", own.class_names, "different names")
     places = {name: i for i, name in enumerate(student.class_names)}
     unknown = [name for name in own.class_names if name not in places]
     if unknown:

@@ -107,6 +107,7 @@ def distill(
     *,
     generator: torch.Generator | None = None,
     weights: Tensor | None = None,
+    shares: Tensor | None = None,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> DistillationRecord:
     """Teach `student`, in place and on its own device, what the teachers say of the images.
@@ -121,6 +122,7 @@ def distill(
         generator: source of every random choice; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
             whatever `config.ensemble` says: only the caller knows what clients told of their data.
+        shares: (images,) how often each image is drawn, not normalised; None is evenly.
         progress: called with (steps done, loss tensor) after every step.
 
     Raises:
@@ -142,7 +144,7 @@ def distill(
     try:
         with evaluating(*teachers):
             for step in range(config.steps):
-                rows = torch.randint(len(pixels), (config.batch_size,), generator=generator).to(device)
+                rows = _draw(len(pixels), shares, config.batch_size, generator).to(device)
                 batch = shift_images(pixels[rows], config.jitter, generator)
                 batch = mix(batch, config.mixup, generator)
                 with torch.no_grad():
@@ -155,6 +157,12 @@ def distill(
     finally:
         student.eval()
     return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
+
+
+def _draw(images: int, shares: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    if shares is None:
+        return torch.randint(images, (count,), generator=generator)
+    return torch.multinomial(shares, count, replacement=True, generator=generator)
 
 
 def _answer(teacher: nn.Module, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from smi_fed.distillation import (
 from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, StopSchedule, invert
 from smi_fed.inversion.flops import trajectory_flops
 from smi_fed.models import Classifier
+from smi_fed.pool import Pool
 from smi_fed.progress import Bar, show_inversion
 from smi_fed.training import predict
 
@@ -117,14 +119,25 @@ def draw_targets(teacher: TrainedTeacher, count: int, generator: torch.Generator
 
 
 def invert_teacher(
-    teacher: TrainedTeacher, number: int, config: PipelineConfig, generator: torch.Generator
+    teacher: TrainedTeacher,
+    number: int,
+    config: PipelineConfig,
+    generator: torch.Generator,
+    *,
+    pool: Pool | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
 
     A teacher that came without feature statistics (few examples, or no patch tokens) is
     inverted without that prior.
+
+    Args:
+        pool: earlier rounds, for a warm start where it is configured.
+        checkpoint: directory of this inversion, see `invert`.
     """
     targets = draw_targets(teacher, config.images_per_teacher, generator)
+    warm = pool.start_for(teacher.name, targets) if pool is not None else None
     inversion = config.inversion
     if inversion.statistics and teacher.statistics is None:
         log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
@@ -137,7 +150,9 @@ def invert_teacher(
             inversion,
             generator=generator,
             statistics=teacher.statistics,
+            warm=warm,
             teacher_id=number,
+            checkpoint=checkpoint,
             progress=lambda now: show_inversion(bar, now),
         )
     seconds = time.perf_counter() - started
@@ -159,6 +174,7 @@ def distill_student(
     images: Sequence[SparseImages],
     config: DistillationConfig,
     generator: torch.Generator,
+    shares: Tensor | None = None,
 ) -> DistillationRecord:
     """Teach `student` in place what all teachers say of all images, with a progress bar."""
     with Bar("distillation", config.steps, unit="step") as bar:
@@ -169,6 +185,7 @@ def distill_student(
             config,
             generator=generator,
             weights=weights_of(teachers, config.ensemble),
+            shares=shares,
             progress=lambda step, loss: bar.at(step, loss=loss),
         )
 

@@ -12,9 +12,10 @@ from statistics import median_low
 from typing import Any
 
 import torch
-from flwr.app import Array, Message
+from flwr.app import Array
 from torch import Tensor
 
+from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_number
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
@@ -24,6 +25,7 @@ from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.tokens import to_patches
 
 LONGEST_SPEC = 20_000
+LARGEST_IMAGE = 512
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -70,16 +72,15 @@ class AdmissionPolicy:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What all teachers of a federation share: classes, channels and image size of the student."""
+    """What a teacher has to fit: the student's label space, of which it may know a part, and its channels."""
 
-    num_classes: int
+    student: ModelSpec
     channels: int
-    image_size: tuple[int, int]
 
     @classmethod
     def of(cls, student: Classifier) -> Expectation:
         """What the student expects."""
-        return cls(student.spec.num_classes, len(student.mean), student.image_size)
+        return cls(student.spec, len(student.mean))
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class Verdict:
     architecture: str = ""
     num_examples: int = 0
     train_loss: float = 0.0
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
     reason: str = ""
     teacher: TrainedTeacher | None = field(default=None, repr=False)
-    reply: Message | None = field(default=None, repr=False)
+    reply: Any = field(default=None, repr=False)
 
     @property
     def admitted(self) -> bool:
@@ -111,19 +113,19 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
         shape = _build(spec)
     if (size := count_parameters(shape)) > policy.max_parameters:
         raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
-    if (len(shape.mean), shape.image_size) != (expected.channels, expected.image_size):
-        raise BadReplyError(
-            f"the model takes {len(shape.mean)} channels of {shape.image_size} px, expected {expected.channels} of "
-            f"{expected.image_size}"
-        )
+    if len(shape.mean) != expected.channels:
+        raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
+    if max(shape.image_size) > LARGEST_IMAGE:
+        raise BadReplyError(f"the model takes images of {shape.image_size} px, allowed: at most {LARGEST_IMAGE}")
     weights = check_arrays(claim.arrays, shape.state_dict())
     model = _build(spec)
     model.load_state_dict(weights)
     model.eval().to(device)
     check_output(model)
-    examples, counts = check_counts(claim, expected.num_classes)
+    examples, counts = check_counts(claim, spec.num_classes)
     statistics = read_statistics(claim, model) if claim.statistics else None
-    return TrainedTeacher(claim.name, model, examples, counts, statistics)
+    classes = class_positions(spec, expected.student)
+    return TrainedTeacher(claim.name, model, examples, counts, statistics, classes, expected.student.num_classes)
 
 
 def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> ModelSpec:
@@ -144,8 +146,10 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
         _check_kwarg(key, value)
     if any(abs(x) > 10 for x in spec.mean or ()) or any(not 1e-3 <= x <= 10 for x in spec.std or ()):
         raise BadReplyError(f"normalisation is {spec.mean}, {spec.std}, allowed: means to 10, deviations 0.001 to 10")
-    if spec.num_classes != expected.num_classes:
-        raise BadReplyError(f"the model has {spec.num_classes} classes, expected {expected.num_classes}")
+    try:
+        class_positions(spec, expected.student)
+    except SettingError as error:
+        raise BadReplyError(f"the model's classes are not the student's: {error}") from error
     return spec
 
 

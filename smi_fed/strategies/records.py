@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smi_fed.checks import is_number
@@ -30,6 +33,9 @@ TRAIN_LOSS = "train_loss"
 """Spelt as Flower's QFedAvg wants it."""
 
 
+OWN_METRICS = (NUM_EXAMPLES, LABEL_COUNTS, TRAIN_LOSS)
+
+
 class BadReplyError(ValueError):
     """A reply that is not admitted; the message says why."""
 
@@ -44,6 +50,7 @@ class Claim:
         arrays: weights as they came, not decoded.
         statistics: arrays of the feature statistics, empty if not sent.
         num_examples, train_loss, label_counts: claimed.
+        metrics: every other finite number that the client sent, for the inner strategy.
     """
 
     spec: str
@@ -53,6 +60,7 @@ class Claim:
     num_examples: float
     train_loss: float
     label_counts: tuple[int, ...] | None
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
 
 
 def pack_reply(
@@ -111,6 +119,8 @@ def read_reply(content: RecordDict) -> Claim:
             raise BadReplyError(f"{key} is {value!r}, expected a finite number")
     assert isinstance(num_examples, int | float)
     assert isinstance(loss, int | float)
+    if loss < 0:
+        raise BadReplyError(f"{TRAIN_LOSS} is {loss!r}, expected a number >= 0: QFedAvg takes its power")
     if counts is not None and not (isinstance(counts, list) and all(isinstance(c, int) for c in counts)):
         raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
@@ -121,10 +131,16 @@ def read_reply(content: RecordDict) -> Claim:
         num_examples=num_examples,
         train_loss=float(loss),
         label_counts=None if counts is None else tuple(int(c) for c in counts),
+        metrics={
+            k: v for k, v in metrics.items() if k not in OWN_METRICS and isinstance(v, int | float) and is_number(v)
+        },
     )
 
 
-def projected_reply(weights: Mapping[str, Tensor], num_examples: int, train_loss: float) -> RecordDict:
+def projected_reply(
+    arrays: Mapping[str, NDArray[Any]], num_examples: int, train_loss: float, metrics: Mapping[str, int | float]
+) -> RecordDict:
     """A reply in the student's space, as every built-in strategy expects it."""
-    arrays = ArrayRecord({key: value.detach().cpu().clone() for key, value in weights.items()})
-    return RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss})})
+    record = ArrayRecord({key: Array(np.array(value, copy=True)) for key, value in arrays.items()})
+    numbers = {**metrics, NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
+    return RecordDict({ARRAYS: record, METRICS: MetricRecord(numbers)})  # type: ignore[arg-type]

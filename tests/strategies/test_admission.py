@@ -17,7 +17,7 @@ from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, ca
 from smi_fed.strategies.records import BadReplyError
 from tests.models import small_spec, small_vit
 
-EXPECTED = Expectation(num_classes=5, channels=3, image_size=(16, 16))
+EXPECTED = Expectation(student=small_spec(), channels=3)
 CPU = torch.device("cpu")
 
 
@@ -92,9 +92,9 @@ BAD_REPLIES = {
     "number as boolean": (lambda: with_kwargs(qk_norm=1), "qk_norm is 1"),
     "width not divided by heads": (lambda: with_kwargs(embed_dim=25), "kwargs"),
     "patch size that does not divide": (lambda: with_kwargs(patch_size=5), "patch_size"),
-    "other image size": (lambda: with_kwargs(img_size=32), r"\(32, 32\) px"),
+    "weights of another image size": (lambda: with_kwargs(img_size=32), "backbone.pos_embed is"),
     "other channels": (lambda: with_kwargs(in_chans=1), "1 channels"),
-    "other classes": (lambda: with_spec(num_classes=7), "7 classes, expected 5"),
+    "other classes": (lambda: with_spec(num_classes=7), "num_classes: got 7, allowed: 5, where classes have no names"),
     "spec schema": (lambda: with_spec(schema=99), "got 99, allowed: version 1"),
     "spec field": (lambda: with_spec(code="import os"), "fields of ModelSpec"),
     "spec too long": (lambda: with_spec(class_names=["x" * 20_000] * 5), "characters, allowed"),

@@ -151,7 +151,7 @@ def test_start_is_flowers_own_and_hands_on_what_it_is_given():
 
 
 def test_bad_construction_is_refused():
-    with pytest.raises(ValueError, match="strategy: got object"):
+    with pytest.raises(ValueError, match="strategy: got 'object'"):
         DataFreeDistillation(object(), student=small_spec())
     with pytest.raises(ValueError, match="min_teachers: got 0"):
         strategy(min_teachers=0)

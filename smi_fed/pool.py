@@ -1,0 +1,89 @@
+"""Synthetic images of earlier rounds, kept to be used again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from smi_fed.checks import is_integer, is_number, require
+from smi_fed.sparse_images import SparseImages
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """How images of earlier rounds are used again.
+
+    Args:
+        images: most images that are kept from earlier rounds; the oldest go first; 0 is off.
+        decay: how much less often an image is drawn for each round of age, in (0, 1].
+        warm: start a client's inversion from its own last images.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+
+    images: int = 0
+    decay: float = 0.5
+    warm: bool = False
+
+    def __post_init__(self) -> None:
+        require(is_integer(self.images) and self.images >= 0, "images", self.images, "an int >= 0")
+        require(is_number(self.decay) and 0 < self.decay <= 1, "decay", self.decay, "a number in (0, 1]")
+        require(isinstance(self.warm, bool), "warm", self.warm, "true | false")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One client's images of one round."""
+
+    round: int
+    client: str
+    images: SparseImages
+
+
+@dataclass
+class Pool:
+    """Images of earlier rounds, newest first, at most `config.images` of them; and each client's last ones."""
+
+    config: PoolConfig
+    entries: list[Entry] = field(default_factory=list)
+    last: dict[str, SparseImages] = field(default_factory=dict)
+
+    def add(self, server_round: int, clients: Sequence[str], images: Sequence[SparseImages]) -> None:
+        """Take in a round; what is beyond the bound is dropped, oldest first."""
+        fresh = [Entry(server_round, client, each) for client, each in zip(clients, images, strict=True)]
+        if self.config.warm:
+            self.last.update({entry.client: entry.images for entry in fresh})
+        room, kept = self.config.images, []
+        for entry in [*fresh, *self.entries]:
+            if room > 0:
+                part = entry.images if len(entry.images) <= room else entry.images.select(slice(room))
+                kept.append(replace(entry, images=part))
+                room -= len(part)
+        self.entries = kept
+
+    def of(self, client: str | None = None) -> list[Entry]:
+        """All entries, or one client's."""
+        return [entry for entry in self.entries if client in (None, entry.client)]
+
+    def shares(self, server_round: int, fresh: int, client: str | None = None) -> Tensor:
+        """How often each image is drawn in `server_round`, not normalised: `fresh` ones of this round, then `of`'s."""
+        old = [torch.full((len(e.images),), self.config.decay ** (server_round - e.round)) for e in self.of(client)]
+        return torch.cat([torch.ones(fresh), *old]).double()
+
+    def start_for(self, client: str, targets: Tensor) -> SparseImages | None:
+        """The client's last images as a start for `targets` (b,), each for a target of its own class; None if none."""
+        last = self.last.get(client)
+        if last is None or last.targets.ndim != 1 or targets.ndim != 1:
+            return None
+        waiting: dict[int, list[int]] = {}
+        for place, target in enumerate(targets.tolist()):
+            waiting.setdefault(target, []).append(place)
+        pairs = [(row, waiting[t].pop(0)) for row, t in enumerate(last.targets.tolist()) if waiting.get(t)]
+        if not pairs:
+            return None
+        rows, places = (torch.tensor(each) for each in zip(*pairs, strict=True))
+        return replace(last.select(rows), ids=places)

@@ -1,0 +1,304 @@
+"""What both wrappers of Flower's strategies share: from replies to students in the student's space."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from smi_fed.checks import SettingError
+from smi_fed.distillation import DistillationRecord
+from smi_fed.inversion import SparseImages
+from smi_fed.models import ModelSpec, build_model
+from smi_fed.pipeline import (
+    InversionRecord,
+    PipelineConfig,
+    TrainedTeacher,
+    distill_student,
+    invert_teacher,
+    seeded,
+)
+from smi_fed.pool import Pool, PoolConfig
+from smi_fed.strategies.admission import AdmissionPolicy, Expectation, Verdict, admit, cap_claims
+from smi_fed.strategies.records import BadReplyError, Claim
+
+log = logging.getLogger("smi_fed")
+
+Weights = dict[str, Tensor]
+
+
+class TooFewTeachersError(RuntimeError):
+    """Fewer teachers were admitted than the run needs; the message lists every refusal."""
+
+
+@dataclass
+class RoundRecord:
+    """What one round did, for reports.
+
+    Attributes:
+        projections: weights in the student's space, one per teacher, as the inner strategy gets them.
+        reused: images of earlier rounds that were distilled from again.
+        refined: whether the student was distilled after aggregation.
+    """
+
+    round: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    images: list[SparseImages] = field(default_factory=list)
+    inversions: list[InversionRecord] = field(default_factory=list)
+    distillation: DistillationRecord = field(default_factory=DistillationRecord)
+    projections: list[Weights] = field(default_factory=list, repr=False)
+    reused: int = 0
+    refined: bool = False
+    seconds: float = 0.0
+
+    @property
+    def teachers(self) -> list[TrainedTeacher]:
+        """The admitted teachers, in the order of `images` and `inversions`."""
+        return [verdict.teacher for verdict in self.verdicts if verdict.teacher is not None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one node sent: a claim, or why there is none; and the reply itself, to be answered in its shape."""
+
+    node: int
+    claim: Claim | None = None
+    failure: str = ""
+    reply: Any = field(default=None, repr=False)
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of both wrappers; `student` is required.
+
+    student: spec of the global model; its class names are the federation's label space.
+    pipeline: settings of inversion and distillation.
+    policy: what a client may claim.
+    min_teachers: fewer admitted teachers end the run.
+    projection: what the inner strategy aggregates. `ensemble`: one student, taught by all
+        teachers on all images; `per_teacher`: a student for each teacher, taught by it
+        alone on its own images.
+    refine: where all replies have the student's architecture, let the inner strategy
+        aggregate them as they are and distill into its result.
+    pool: use of earlier rounds' images.
+    seed: of targets, inversion and distillation.
+    device: where inversion and distillation run.
+    image_directory: where each teacher's images are written as soon as they are done; None
+        keeps them in memory only.
+    on_round: called with the finished `RoundRecord`.
+    """
+
+    student: ModelSpec
+    pipeline: PipelineConfig
+    policy: AdmissionPolicy
+    min_teachers: int
+    projection: str
+    refine: bool
+    pool: PoolConfig
+    seed: int
+    device: torch.device | str
+    image_directory: Path | None
+    on_round: Callable[[RoundRecord], None] | None
+
+
+class Core:
+    """Admits, inverts and distills; knows neither of Flower's strategy APIs.
+
+    Raises:
+        SettingError: at construction, for settings that cannot be.
+    """
+
+    def __init__(  # noqa: PLR0913  (`Options`, by name)
+        self,
+        *,
+        student: ModelSpec,
+        pipeline: PipelineConfig | None = None,
+        policy: AdmissionPolicy | None = None,
+        min_teachers: int = 2,
+        projection: str = "ensemble",
+        refine: bool = False,
+        pool: PoolConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        image_directory: Path | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        if min_teachers < 1:
+            raise SettingError("min_teachers", min_teachers, "an int >= 1")
+        self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
+        self.min_teachers, self.projection, self.refine, self.seed = min_teachers, projection, refine, seed
+        self.device = torch.device(device)
+        self.image_directory, self.on_round = image_directory, on_round
+        self.pool = Pool(pool or PoolConfig())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = build_model(student).to(self.device)
+        self.rounds: list[RoundRecord] = []
+
+    @property
+    def weights(self) -> Weights:
+        """A copy of the student's weights, on the CPU."""
+        return {key: value.detach().cpu().clone() for key, value in self.student.state_dict().items()}
+
+    def summary(self, inner: str) -> None:
+        """Log the settings."""
+        inversion, distillation = self.pipeline.inversion, self.pipeline.distillation
+        log.info("data-free distillation on %s around %s, projection: %s", self.device, inner, self.projection)
+        log.info(
+            "inversion: %d images per teacher, %d iterations, schedule '%s', %s patches, %s",
+            self.pipeline.images_per_teacher, inversion.iterations, inversion.schedule, inversion.selection,
+            inversion.parametrisation,
+        )  # fmt: skip
+        log.info("distillation: %d steps, %s ensemble", distillation.steps, distillation.ensemble)
+
+    def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """A verdict for every node that was asked; refusals are logged with node and reason.
+
+        Verdicts are in the order of the clients' own names, so that a run does not depend on
+        the random node ids or on who answered first.
+        """
+        expected = Expectation.of(self.student)
+        verdicts = [self._judge_one(answer, expected) for answer in answers]
+        for verdict in verdicts:
+            if not verdict.admitted:
+                log.warning("node %d refused: %s", verdict.node, verdict.reason)
+        verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
+        teachers = iter(cap_claims([v.teacher for v in verdicts if v.teacher is not None], self.policy))
+        return [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in verdicts]
+
+    def _judge_one(self, answer: Answer, expected: Expectation) -> Verdict:
+        if answer.claim is None:
+            return Verdict(answer.node, reason=answer.failure)
+        try:
+            teacher = admit(answer.claim, self.policy, expected, self.device)
+        except BadReplyError as error:
+            return Verdict(answer.node, reason=str(error))
+        teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
+        architecture = describe(teacher.model.spec)
+        log.info("node %d admitted: %s, %d examples", answer.node, architecture, teacher.num_examples)
+        return Verdict(
+            answer.node, architecture, teacher.num_examples, answer.claim.train_loss, dict(answer.claim.metrics),
+            teacher=teacher, reply=answer.reply,
+        )  # fmt: skip
+
+    def learn(self, server_round: int, verdicts: list[Verdict]) -> RoundRecord:
+        """Images of every teacher, and from them one set of weights per teacher for the inner strategy.
+
+        Raises:
+            TooFewTeachersError: fewer than `min_teachers` were admitted.
+        """
+        record = RoundRecord(server_round, verdicts)
+        if len(record.teachers) < self.min_teachers:
+            reasons = "; ".join(f"node {v.node}: {v.reason}" for v in verdicts if not v.admitted) or "no node replied"
+            raise TooFewTeachersError(
+                f"round {server_round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed"
+                f" ({reasons})"
+            )
+        for number, teacher in enumerate(record.teachers):
+            images, inversion = self._invert(server_round, number, teacher)
+            record.images.append(images)
+            record.inversions.append(inversion)
+        record.refined = self.refine and self._same_architecture(record.teachers)
+        if self.refine and not record.refined:
+            log.warning("round %d: replies of other architectures than the student's are projected", server_round)
+        if record.refined:
+            record.projections = [_weights_of(teacher) for teacher in record.teachers]
+        elif self.projection == "ensemble":
+            record.distillation = self._distill(record)
+            record.projections = [self.weights for _ in record.teachers]
+        else:
+            self._project_each(record)
+        return record
+
+    def _invert(self, server_round: int, number: int, teacher: TrainedTeacher) -> tuple[SparseImages, InversionRecord]:
+        images, inversion = invert_teacher(
+            teacher, number, self.pipeline, self._generator(server_round, number, teacher), pool=self.pool
+        )
+        if self.image_directory is not None:
+            images.save(self.image_directory / f"round{server_round}-teacher{number}.safetensors")
+        return images, inversion
+
+    def _generator(self, server_round: int, number: int, teacher: TrainedTeacher) -> torch.Generator:
+        """One teacher's own. Where each is projected alone not even its draws depend on who else is there."""
+        if self.projection == "per_teacher":
+            number = zlib.crc32(teacher.name.encode())
+        return seeded(self.seed, server_round, number)
+
+    def _distill(self, record: RoundRecord) -> DistillationRecord:
+        """Teach the student what all teachers say of all images, earlier rounds' included."""
+        images = [*record.images, *(entry.images for entry in self.pool.entries)]
+        record.reused = sum(len(entry.images) for entry in self.pool.entries)
+        shares = self.pool.shares(record.round, sum(map(len, record.images))) if record.reused else None
+        generator = seeded(self.seed, record.round, len(record.teachers))
+        found = distill_student(self.student, record.teachers, images, self.pipeline.distillation, generator, shares)
+        self._check_student(record.round)
+        return found
+
+    def _project_each(self, record: RoundRecord) -> None:
+        """One student per teacher, each from the same weights, taught by that teacher alone."""
+        before = self.weights
+        for number, (teacher, images) in enumerate(zip(record.teachers, record.images, strict=True)):
+            self.student.load_state_dict(before)
+            own = [images, *(entry.images for entry in self.pool.of(teacher.name))]
+            shares = self.pool.shares(record.round, len(images), teacher.name) if len(own) > 1 else None
+            generator = self._generator(record.round, number, teacher)
+            found = distill_student(self.student, [teacher], own, self.pipeline.distillation, generator, shares)
+            self._check_student(record.round)
+            record.projections.append(self.weights)
+            done = record.distillation
+            record.distillation = DistillationRecord(
+                done.steps + found.steps, done.seconds + found.seconds, done.losses + found.losses
+            )
+        self.student.load_state_dict(before)
+
+    def improve(self, record: RoundRecord, aggregated: Mapping[str, Tensor]) -> Weights:
+        """The aggregated student after distillation, where this round refines; else as it is."""
+        self.student.load_state_dict(aggregated)
+        if record.refined:
+            record.distillation = self._distill(record)
+        return self.weights
+
+    def close(self, record: RoundRecord, started: float) -> None:
+        """Keep what later rounds need, and tell who wants to know."""
+        self.pool.add(record.round, [teacher.name for teacher in record.teachers], record.images)
+        record.seconds = time.perf_counter() - started
+        record.projections = []  # a copy of the student per client; nobody needs them any more
+        self.rounds.append(record)
+        if self.on_round is not None:
+            self.on_round(record)
+
+    def _same_architecture(self, teachers: Sequence[TrainedTeacher]) -> bool:
+        wanted = {key: value.shape for key, value in self.student.state_dict().items()}
+        return all(
+            teacher.classes in (None, tuple(range(self.student.spec.num_classes)))
+            and {key: value.shape for key, value in teacher.model.state_dict().items()} == wanted
+            for teacher in teachers
+        )
+
+    def _check_student(self, server_round: int) -> None:
+        if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
+            raise FloatingPointError(f"round {server_round}: distillation diverged, the student is not finite")
+
+
+def _weights_of(teacher: TrainedTeacher) -> Weights:
+    return {key: value.detach().cpu().clone() for key, value in teacher.model.state_dict().items()}
+
+
+def common_metrics(verdicts: Sequence[Verdict]) -> list[dict[str, int | float]]:
+    """Of each admitted verdict the metrics that all of them sent; a key of one client alone would stop aggregation."""
+    admitted = [verdict for verdict in verdicts if verdict.admitted]
+    shared = set.intersection(*(set(v.metrics) for v in admitted)) if admitted else set()
+    return [{key: verdict.metrics[key] for key in sorted(shared)} for verdict in admitted]
+
+
+def describe(spec: ModelSpec) -> str:
+    """An architecture in a few words: its name and what its arguments change."""
+    short = {"patch_size": "patch", "embed_dim": "width", "depth": "depth", "num_heads": "heads"}
+    parts = [f"{word} {spec.kwargs[key]}" for key, word in short.items() if key in spec.kwargs]
+    return f"{spec.name} ({', '.join(parts)})" if parts else spec.name

@@ -1,0 +1,132 @@
+"""Which Flower strategies can stand inside data-free distillation, and what privacy asks of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedXgbBagging,
+    FedXgbCyclic,
+)
+from flwr.supercore.differential_privacy import (
+    KEY_NORM_BIT,
+    compute_adaptive_clip_model_update,
+    compute_clip_model_update,
+)
+from numpy.typing import NDArray
+
+from smi_fed.checks import SettingError, require_choice
+
+PROJECTIONS = ("ensemble", "per_teacher")
+
+PRIVATE = (
+    DifferentialPrivacyServerSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+)
+
+
+def layers(strategy: Any) -> Iterator[Any]:
+    """The strategy, what it wraps, and so on."""
+    while strategy is not None:
+        yield strategy
+        strategy = getattr(strategy, "strategy", None)
+
+
+def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refine: bool) -> None:
+    """Refuse what cannot be wrapped.
+
+    Args:
+        strategy: to be wrapped; `kind`: the class that it has to be of.
+        wrapper: the class that wraps.
+        projection: ensemble | per_teacher; `refine`: distill into what was aggregated.
+
+    Raises:
+        SettingError: with the reason.
+    """
+    require_choice("projection", projection, PROJECTIONS)
+    for layer in layers(strategy):
+        name = type(layer).__name__
+        if not isinstance(layer, kind):
+            raise SettingError("strategy", name, f"a {kind.__module__.rpartition('.')[0]}.{kind.__name__}")
+        if isinstance(layer, wrapper):
+            raise SettingError("strategy", name, "a strategy that aggregates; data-free distillation wraps once")
+        if "FedXgb" in name or isinstance(layer, FedXgbBagging | FedXgbCyclic):
+            raise SettingError(
+                "strategy", name, "a strategy that aggregates arrays: boosted trees have no student to distill into"
+            )
+        if is_private(layer) and (projection == "ensemble" or refine):
+            key, got = ("refine", refine) if refine else ("projection", projection)
+            raise SettingError(
+                key, got, f"{'false' if refine else 'per_teacher'} inside {name}: one student of all clients' images "
+                "has no per-client sensitivity, so that no clipping bounds what a client can do to it",
+            )  # fmt: skip
+
+
+def is_private(strategy: Any) -> bool:
+    """Whether this layer promises differential privacy, in either of Flower's strategy APIs."""
+    return isinstance(strategy, PRIVATE) or type(strategy).__name__.startswith("DifferentialPrivacy")
+
+
+def refuse_from_outside(wrapper: type, bases: tuple[type, ...] = PRIVATE) -> None:
+    """Let differential privacy refuse to be put around `wrapper`.
+
+    Outside it would clip and noise the distilled student as if that were one client's
+    update, and promise a privacy that is not there. Flower gives an inner strategy no way
+    to object, hence this guard in front of its constructors; it is set once.
+    """
+    for base in bases:
+        if wrapper in getattr(base.__init__, "refused", ()):
+            continue
+        base.__init__ = _refusing(base.__init__, wrapper, base.__name__)  # type: ignore[method-assign]
+
+
+def _refusing(construct: Any, wrapper: type, name: str) -> Any:
+    @functools.wraps(construct)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
+        inner = kwargs.get("strategy", args[0] if args else None)
+        if isinstance(inner, wrapper):
+            raise SettingError(
+                "strategy", type(inner).__name__, f"the other way round, {wrapper.__name__}({name}(...)): from outside "
+                "it would clip and noise the distilled student, not what a client sent",
+            )  # fmt: skip
+        construct(self, *args, **kwargs)
+
+    guarded.refused = (wrapper, *getattr(construct, "refused", ()))  # type: ignore[attr-defined]
+    return guarded
+
+
+def clipped(
+    arrays: list[NDArray[Any]], sent: list[NDArray[Any]], strategy: Any
+) -> tuple[list[NDArray[Any]], dict[str, int | float]]:
+    """A projected student as a client-side clipping strategy expects it, and the metrics that go with it.
+
+    Clients clip updates of their own model; what the noise is measured for, though, is the
+    update in the student's space, which first exists here. Flower's own functions clip it
+    against what was sent, to the norm of this round.
+
+    Args:
+        arrays: of the projected student.
+        sent: of the global student, in the same order.
+        strategy: the inner strategy, whichever it is.
+    """
+    for layer in layers(strategy):
+        name = type(layer).__name__
+        if name.startswith("DifferentialPrivacyClientSide"):
+            if all(np.array_equal(new, old) for new, old in zip(arrays, sent, strict=True)):
+                return arrays, {KEY_NORM_BIT: 0} if "Adaptive" in name else {}  # no norm to divide by
+            own = [np.array(array, copy=True) for array in arrays]
+            if "Adaptive" in name:
+                bit = compute_adaptive_clip_model_update(own, sent, layer.clipping_norm)
+                return own, {KEY_NORM_BIT: int(bit)}
+            compute_clip_model_update(own, sent, layer.clipping_norm)
+            return own, {}
+    return arrays, {}
