@@ -9,7 +9,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo compare test test-slow lint format clean
+.PHONY: setup demo compare throughput test test-slow lint format clean
 
 setup: $(READY)
 
@@ -21,6 +21,9 @@ demo: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python -m simulations.compare
+
+throughput: $(READY)
+	@$(BIN)/python -m simulations.throughput
 
 test: $(READY)
 	@$(BIN)/python -m pytest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.run import FederatedRun
 from smi_fed.checks import SettingError, require
 from smi_fed.config import load_settings
+from smi_fed.progress import show_log
 from smi_fed.strategies import TooFewTeachersError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -47,13 +47,3 @@ def output_directory(context: Context) -> Path:
     asked = str(context.run_config.get("output", ""))
     require(not asked or Path(asked).expanduser().is_absolute(), "output", asked, "an absolute path")
     return Path(asked) if asked else Path.home() / "smi-fed-runs" / str(context.run_id)
-
-
-def show_log() -> None:
-    """Let smi_fed's own log through to where Flower's goes."""
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("smi-fed: %(message)s"))
-        log.addHandler(handler)

@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.app import show_log
 from simulations.local_clients import digest, trained_clients
 from simulations.superlink import PROJECT
 from smi_fed.checks import SettingError
@@ -34,6 +33,7 @@ from smi_fed.files import replacing, writable_directory
 from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.models import build_model
 from smi_fed.pipeline import PipelineConfig, TrainedTeacher, distill_student, ensemble_accuracy, invert_teacher, seeded
+from smi_fed.progress import show_log
 from smi_fed.training import accuracy
 
 log = logging.getLogger("smi_fed")

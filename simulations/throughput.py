@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.app import show_log
 from simulations.measuring import PROJECT, alternating, environment, matmul_rate, peak_bytes, random_model, synchronise
 from simulations.naive_inversion import NaiveInversion
 from simulations.one_device import FederationConfig, federation
@@ -37,7 +36,7 @@ from smi_fed.inversion.loop import Problem, State, parametrise, start, step, sto
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.teacher import adapt, frozen
 from smi_fed.models import Classifier
-from smi_fed.progress import Bar
+from smi_fed.progress import Bar, show_log
 
 log = logging.getLogger("smi_fed")
 

@@ -67,3 +67,13 @@ def show_inversion(bar: Bar, now: InversionProgress) -> None:
     """Iterations per second, patches kept, loss and time left of an inversion."""
     bar.total = now.total
     bar.at(now.done, patches=f"{now.kept}/{now.patches}", images=now.images, loss=now.loss)
+
+
+def show_log() -> None:
+    """Let smi_fed's own log through to where Flower's goes."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("smi-fed: %(message)s"))
+        log.addHandler(handler)
