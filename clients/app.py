@@ -1,19 +1,22 @@
-"""The ClientApp: train one's own Vision Transformer, send it once."""
+"""The ClientApp: train one's own Vision Transformer, send it, learn from the student."""
 
 from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.rounds import Asked, Keeper, loss_of
+from smi_fed.alignment import resize
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet, load_images, partition
 from smi_fed.inversion import FeatureStatistics, feature_statistics
-from smi_fed.models import Classifier, build_model
+from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
 from smi_fed.strategies.records import pack_reply
 from smi_fed.tokens import is_token_model
@@ -36,13 +39,12 @@ def train_and_reply(message: Message, context: Context) -> Message:
     torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
     settings = load_settings(CONF, str(context.run_config.get("overrides", "")))
     number = int(context.node_config.get("partition-id", 0))
-    data = own_images(settings, number, int(context.node_config.get("num-partitions", 1)))
     arch = context.node_config.get("arch")
     spec = settings.model.of_client(number, None if arch is None else str(arch))
-    torch.manual_seed(settings.seed * 1000 + number)
-    model = build_model(spec)
-    loss = train(model, data, settings.client.training, generator=seeded(settings.seed, number))
-    log.info("client %d trained %s on %d images, loss %.3f", number, spec.name, len(data), loss)
+    data = own_images(settings, number, int(context.node_config.get("num-partitions", 1)), spec)
+    asked = Asked(message, settings.model.student)
+    model, loss = train_round(settings, number, spec, data, asked, Keeper(context, number))
+    log.info("client %d, round %d: %s on %d images, loss %.3f", number, asked.round, spec.name, len(data), loss)
     content = pack_reply(
         spec,
         model.state_dict(),
@@ -55,8 +57,32 @@ def train_and_reply(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def own_images(settings: Settings, number: int, partitions: int) -> ImageSet:
-    """The training images of partition `number`.
+def train_round(
+    settings: Settings, number: int, spec: ModelSpec, data: ImageSet, asked: Asked, keeper: Keeper
+) -> tuple[Classifier, float]:
+    """The client's model after this round, and its loss.
+
+    A client of the student's architecture goes on from the student; another from its own
+    model of the round before, if it has one.
+    """
+    torch.manual_seed(settings.seed * 1000 + number)
+    model = build_model(spec)
+    question = asked.digest(settings.seed, number, spec, settings.data, settings.client)
+    known = keeper.answer(asked.round, question)
+    if known is not None:
+        model.load_state_dict(known[0])
+        return model.eval(), known[1]
+    before = asked.weights if asked.fits(model) else keeper.before(asked.round)
+    if before is not None:
+        model.load_state_dict(before)
+    generator = seeded(settings.seed, number, *([asked.round] if asked.round > 1 else []))
+    loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, asked))
+    keeper.keep(asked.round, question, model, loss)
+    return model, loss
+
+
+def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:
+    """The training images of partition `number`, of the classes and at the size that `spec` knows.
 
     Raises:
         EmptyPartitionError: there are none.
@@ -66,9 +92,12 @@ def own_images(settings: Settings, number: int, partitions: int) -> ImageSet:
     parts = partition(images.labels, settings.data, partitions, settings.seed)
     if not 0 <= number < len(parts):
         raise EmptyPartitionError(f"partition-id: got {number}, allowed: 0 to {len(parts) - 1}")
-    if not len(parts[number]):
+    own = images.select(parts[number]).of_classes(spec.class_names)
+    if not len(own):
         raise EmptyPartitionError(f"partition {number} of {len(parts)} is empty: this client has nothing to train on")
-    return images.select(parts[number])
+    with torch.device("meta"):
+        size = build_model(spec).image_size
+    return replace(own, images=resize(own.images, size))
 
 
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import platform
+import shutil
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import strategy as strategies
+from flwr.serverapp.strategy import Strategy
 
-from smi_fed import __version__, report
+from server import reporting
+from smi_fed import report
+from smi_fed.alignment import class_positions, union_of_classes
 from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
 from smi_fed.data import load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
-from smi_fed.models import build_model, count_parameters
-from smi_fed.pipeline import PipelineConfig, ensemble_accuracy
-from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation, RoundRecord
+from smi_fed.models import build_model
+from smi_fed.pipeline import PipelineConfig
+from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation
 from smi_fed.strategies.admission import DEFAULT_ARCHITECTURES
-from smi_fed.strategies.core import describe
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
 
@@ -36,10 +38,12 @@ class FederatedRun:
 
     Args:
         settings: checked settings.
-        output: artefact directory; it is created.
+        output: artefact directory; it is created. A run that was killed there goes on.
 
     Raises:
-        SettingError: models and data that do not fit each other, or a device that is not there.
+        SettingError: models and data that do not fit each other, a strategy that cannot be, or
+            a device that is not there.
+        FileFormatError: an unfinished run of other settings stands in the directory.
         OSError: the artefact directory cannot be written.
     """
 
@@ -53,44 +57,53 @@ class FederatedRun:
         _, self.test = load_images(settings.data)
         classes, wanted = len(self.test.class_names), settings.model.student.num_classes
         require(classes == wanted, "model.student.num_classes", wanted, f"{classes}, the data's classes")
-        self.strategy = self._build_strategy()
-        self.scores: list[dict[str, Any]] = []
+        self.inner = build_inner(settings)
+        self.strategy = self._wrap() if settings.strategy.distillation else None
         self.started = time.perf_counter()
+        self.scores: list[dict[str, Any]] = self._earlier_scores()
+        self.earlier = self.scores[-1]["seconds"] if self.scores else 0.0
 
-    def _build_strategy(self) -> DataFreeDistillation:
+    @property
+    def state_directory(self) -> Path:
+        """What a killed run goes on from; gone when a run ends."""
+        return self.output / "unfinished"
+
+    def _wrap(self) -> DataFreeDistillation:
         settings, admission = self.settings, self.settings.admission
-        nodes = settings.strategy.min_nodes
-        inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
         policy = AdmissionPolicy(
             admission.architectures or DEFAULT_ARCHITECTURES, admission.max_parameters, admission.max_examples,
             admission.max_claim_ratio,
         )  # fmt: skip
         return DataFreeDistillation(
-            inner,
+            self.inner,
             student=settings.model.student,
             pipeline=PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation),
             policy=policy,
             min_teachers=settings.server.min_teachers,
+            projection=settings.strategy.projection,
+            refine=settings.strategy.refine,
+            pool=settings.pool,
             seed=settings.seed,
             device=self.device,
             image_directory=self.image_directory,
+            state_directory=self.state_directory,
         )
+
+    def _earlier_scores(self) -> list[dict[str, Any]]:
+        """Scores of the rounds that were finished before a crash."""
+        path = self.state_directory / "scores.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return known[: len(self.strategy.rounds)] if self.strategy is not None else []
 
     def execute(self, grid: Grid) -> dict[str, Any]:
         """Run all rounds and write the artefacts; returns the report.
 
-        A run that fails leaves a report.json with status 'failed' and no student.
+        A run that fails leaves a report.json with status 'failed' and no student, and can go on.
         """
         for name in ("report.json", "student.safetensors"):
             (self.output / name).unlink(missing_ok=True)
         try:
-            self.strategy.start(
-                grid=WatchingGrid(grid),
-                initial_arrays=self.strategy.initial_arrays,
-                num_rounds=self.settings.strategy.rounds,
-                timeout=self.settings.strategy.timeout,
-                evaluate_fn=self._evaluate,
-            )
+            self._rounds(WatchingGrid(grid))
             finished = self._report()
             self._write(finished)
         except BaseException as error:
@@ -102,12 +115,45 @@ class FederatedRun:
             }
             write_json(self.output / "report.json", failure)
             raise
+        shutil.rmtree(self.state_directory, ignore_errors=True)
         log.info("artefacts: %s", self.output)
         return finished
+
+    def _rounds(self, grid: Grid) -> None:
+        rounds, timeout = self.settings.strategy.rounds, self.settings.strategy.timeout
+        if self.strategy is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.settings.seed)
+                arrays = ArrayRecord(build_model(self.settings.model.student).state_dict())  # type: ignore[arg-type]
+            self.inner.start(
+                grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=self._evaluate
+            )
+            return
+        arrays = self.strategy.initial_arrays
+        if len(self.scores) < len(self.strategy.rounds) or self.strategy.rounds:
+            self._evaluate_last(arrays)
+        self.strategy.start(
+            grid=grid,
+            initial_arrays=arrays,
+            num_rounds=self.strategy.remaining_rounds(rounds),
+            timeout=timeout,
+            evaluate_fn=self._evaluate,
+        )
+
+    def _evaluate_last(self, arrays: ArrayRecord) -> None:
+        """The student of the round after which the run was killed, which may not have been scored any more."""
+        assert self.strategy is not None
+        done = len(self.strategy.rounds)
+        self.scores = self.scores[: done - 1]
+        self._score(done, arrays)
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
             return None
+        done = 0 if self.strategy is None else self.strategy.done_before
+        return MetricRecord({"test_accuracy": self._score(done + server_round, arrays)})
+
+    def _score(self, server_round: int, arrays: ArrayRecord) -> float:
         student = build_model(self.settings.model.student).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
         score = accuracy(student, self.test)
@@ -115,78 +161,39 @@ class FederatedRun:
         self.scores.append({
             "round": server_round,
             "student_test_accuracy": score,
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self.earlier + time.perf_counter() - self.started,
         })  # fmt: skip
-        return MetricRecord({"test_accuracy": score})
+        log.info("round %d: student %.1f %% of the test split", server_round, 100 * score)
+        if self.strategy is not None:
+            write_json(self.state_directory / "scores.json", self.scores)
+        return score
 
     def _report(self) -> dict[str, Any]:
-        settings, last = self.settings, self.strategy.rounds[-1]
-        seconds = self._seconds()
-        kind = settings.distillation.ensemble
-        return {
-            "schema": report.SCHEMA_VERSION,
-            "status": "completed",
-            "seed": settings.seed,
-            "device": str(self.device),
-            "versions": versions(),
-            "seconds": seconds,
-            "clients": [self._client(verdict) for verdict in last.verdicts],
-            "ensemble": {"weights": kind, "test_accuracy": ensemble_accuracy(last.teachers, kind, self.test)},
-            "student": {
-                "architecture": describe(settings.model.student),
-                "parameters": count_parameters(self.student),
-                "test_accuracy": self.scores[-1]["student_test_accuracy"],
-            },
-            "inversion": self._inversion(last, seconds["inversion"]),
-            "distillation": {"steps": last.distillation.steps, "seconds": seconds["distillation"]},
-            "rounds": self.scores,
-        }
-
-    def _seconds(self) -> dict[str, float]:
-        rounds = self.strategy.rounds
-        total = time.perf_counter() - self.started
-        return {
-            "train": max(0.0, self.scores[-1]["seconds"] - sum(each.seconds for each in rounds)),
-            "inversion": sum(record.seconds for each in rounds for record in each.inversions),
-            "distillation": sum(each.distillation.seconds for each in rounds),
-            "total": total,
-        }
-
-    def _client(self, verdict: Any) -> dict[str, Any]:
-        teacher = verdict.teacher
-        return {
-            "node": str(verdict.node),  # 64-bit ids do not survive JSON numbers
-            "name": teacher.name if teacher else f"node {verdict.node}",
-            "architecture": verdict.architecture,
-            "num_examples": verdict.num_examples,
-            "test_accuracy": accuracy(teacher.model, self.test) if teacher else None,
-            "admitted": verdict.admitted,
-            "reason": verdict.reason,
-        }
-
-    def _inversion(self, last: RoundRecord, seconds: float) -> dict[str, Any]:
-        config = self.settings.inversion
-        kept = sum(float(each.mask.float().mean()) * len(each) for each in last.images)
-        return {
-            "method": f"{config.selection} selection, {config.parametrisation}, stops '{config.schedule}'",
-            "images": sum(map(len, last.images)),
-            "iterations": config.iterations,
-            "seconds": seconds,
-            "kept_fraction": kept / sum(map(len, last.images)),
-            "flops": sum(each.flops for each in last.inversions),
-            "dense_flops": sum(each.dense_flops for each in last.inversions),
-        }
+        total = self.earlier + time.perf_counter() - self.started
+        records = [] if self.strategy is None else self.strategy.rounds
+        return reporting.build(self.settings, records, self.scores, self.student, self.test, str(self.device), total)
 
     def _write(self, finished: dict[str, Any]) -> None:
-        last = self.strategy.rounds[-1]
-        ensemble = finished["ensemble"]["test_accuracy"]
-        report.plot_curves(
-            self.output / "curves.png", last.distillation.losses, finished["rounds"], finished["clients"], ensemble
-        )
-        names = [teacher.name for teacher in last.teachers]
-        report.plot_images(self.output / "synthetic.png", last.images, names, self.test.class_names)
         report.save_student(self.output / "student.safetensors", self.student)
+        if self.strategy is not None:
+            reporting.draw(self.output, self.strategy.rounds[-1], finished, self.test.class_names)
         write_json(self.output / "report.json", finished)
+
+
+def build_inner(settings: Settings) -> Strategy:
+    """The Flower strategy that the settings name.
+
+    Raises:
+        SettingError: arguments that it does not take.
+    """
+    config = settings.strategy
+    nodes = config.min_nodes
+    common = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
+    try:
+        return getattr(strategies, config.name)(**{**common, **config.arguments})
+    except (TypeError, ValueError) as error:
+        allowed = f"what {config.name} takes ({error})"
+        raise SettingError("strategy.arguments", dict(config.arguments), allowed) from error
 
 
 def check_models(settings: Settings) -> None:
@@ -203,15 +210,19 @@ def check_models(settings: Settings) -> None:
             except SettingError as error:
                 raise error.under(f"model.{key}") from error
         data = settings.data
-        size, channels = model.image_size, len(model.mean)
-        wanted = (data.image_size, data.image_size)
-        require(size == wanted, f"model.{key}.image_size", size, f"data.image_size, {wanted}")
+        channels, size, wanted = len(model.mean), model.image_size, (data.image_size,) * 2
+        # Clients show their models images at their own size; the test split has the data's.
+        require(key != "student" or size == wanted, "model.student.image_size", size, f"data.image_size, {wanted}")
         require(channels == data.channels, f"model.{key}.kwargs.in_chans", channels, f"data.channels, {data.channels}")
-        classes = settings.model.student.num_classes
-        require(spec.num_classes == classes, f"model.{key}.num_classes", spec.num_classes, f"the student's, {classes}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    packages = ("flwr", "torch", "timm", "numpy")
-    return {"smi-fed": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
+        try:
+            class_positions(spec, settings.model.student)
+        except SettingError as error:
+            raise error.under(f"model.{key}") from error
+        student = settings.model.student
+        same = (spec.name, spec.kwargs) == (student.name, student.kwargs)
+        good = settings.strategy.distillation or same
+        require(good, f"model.{key}", spec.name, "the student's architecture, where strategy.distillation is false")
+    known = union_of_classes(list(settings.model.clients.values()))
+    unknown = [name for name in settings.model.student.class_names or () if known and name not in known]
+    if unknown:
+        log.warning("no client's model knows the student's classes %s", unknown)

@@ -36,7 +36,7 @@ def trained_clients(settings: Settings, number: int, cache: Path) -> list[Traine
 
 def _client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
     spec = settings.model.of_client(number)
-    data = own_images(settings, number, total)
+    data = own_images(settings, number, total, spec)
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
     name = digest(settings.seed, spec, asdict(settings.data), asdict(settings.client), number, total)

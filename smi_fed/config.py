@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,6 +15,7 @@ from smi_fed.data import DataConfig
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
 from smi_fed.models import ModelSpec
+from smi_fed.pool import PoolConfig
 from smi_fed.training import TrainingConfig
 
 T = TypeVar("T")
@@ -62,16 +63,24 @@ class ClientConfig:
         training: of each client's model.
         send_label_counts: tell the server how many examples of each class there are.
         minimum_examples: feature statistics are sent only from this many examples on.
+        student_weight: share of the student's opinion in the loss of a client that keeps a
+            model of its own, from round 2 on; in [0, 1).
+        student_temperature: of both softmaxes there, above 0.
     """
 
     training: TrainingConfig
     send_label_counts: bool = True
     minimum_examples: int = 64
+    student_weight: float = 0.5
+    student_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         least = self.minimum_examples
         require(isinstance(self.send_label_counts, bool), "send_label_counts", self.send_label_counts, "true | false")
         require(is_integer(least) and least >= 2, "minimum_examples", least, "an int >= 2")
+        weight, temperature = self.student_weight, self.student_temperature
+        require(is_number(weight) and 0 <= weight < 1, "student_weight", weight, "a number in [0, 1)")
+        require(is_number(temperature) and temperature > 0, "student_temperature", temperature, "a number > 0")
 
 
 @dataclass(frozen=True)
@@ -96,24 +105,42 @@ class ServerConfig:
             require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
 
 
+STRATEGIES = (
+    "FedAvg", "FedProx", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedMedian", "FedTrimmedAvg", "Krum",
+    "MultiKrum", "Bulyan", "QFedAvg",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class StrategyConfig:
     """The inner Flower strategy.
 
     Args:
-        name: a strategy of `flwr.serverapp.strategy`; this version wraps FedAvg.
+        name: a strategy of `flwr.serverapp.strategy`.
+        arguments: more keyword arguments of its constructor, such as {proximal_mu: 0.1}.
+        distillation: false runs the strategy as it is, for federations of one architecture.
+        projection: ensemble | per_teacher, see `smi_fed.strategies.core.Options`.
+        refine: distill into what the strategy aggregated, where all have the student's architecture.
         rounds: federated rounds.
         timeout: seconds to wait for the replies of a round.
         min_nodes: nodes to wait for before a round starts.
     """
 
     name: str = "FedAvg"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    distillation: bool = True
+    projection: str = "ensemble"
+    refine: bool = False
     rounds: int = 1
     timeout: float = 3600.0
     min_nodes: int = 2
 
     def __post_init__(self) -> None:
-        require_choice("name", self.name, ("FedAvg",))
+        require_choice("name", self.name, STRATEGIES)
+        require_choice("projection", self.projection, ("ensemble", "per_teacher"))
+        for key in ("distillation", "refine"):
+            require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
+        require(isinstance(self.arguments, Mapping), "arguments", self.arguments, "a mapping")
         for key in ("rounds", "min_nodes"):
             value = getattr(self, key)
             require(is_integer(value) and value >= 1, key, value, "an int >= 1")
@@ -143,6 +170,7 @@ class Settings:
     distillation: DistillationConfig
     strategy: StrategyConfig
     admission: AdmissionConfig
+    pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
         require(is_integer(self.seed) and self.seed >= 0, "seed", self.seed, "an int >= 0")

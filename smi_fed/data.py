@@ -6,7 +6,7 @@ Nothing here needs a network but `hub_images`, which asks flwr-datasets for a hu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +51,22 @@ class ImageSet:
         """The images at `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.long)
         return ImageSet(self.images[rows], self.labels[rows], self.class_names)
+
+    def of_classes(self, names: Sequence[str] | None) -> ImageSet:
+        """The images of the classes `names`, labelled in that order; None is all.
+
+        Raises:
+            SettingError: a class that is not there.
+        """
+        if names is None or tuple(names) == self.class_names:
+            return self
+        unknown = [name for name in names if name not in self.class_names]
+        require(not unknown, "class_names", unknown, f"the data's classes, {self.class_names}")
+        places = torch.full((len(self.class_names),), -1)
+        for place, name in enumerate(names):
+            places[self.class_names.index(name)] = place
+        labels = places[self.labels]
+        return ImageSet(self.images[labels >= 0], labels[labels >= 0], tuple(names))
 
     def label_counts(self) -> Tensor:
         """(classes,) int64, images per class."""

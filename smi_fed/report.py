@@ -144,13 +144,16 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         name, architecture = escape(client["name"]), escape(architecture)
         table.add_row(name, architecture, str(client["num_examples"]), _percent(client["test_accuracy"]))
     table.add_section()
-    table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "",
-                  _percent(report["ensemble"]["test_accuracy"]))  # fmt: skip
+    if report["ensemble"]:
+        table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "",
+                      _percent(report["ensemble"]["test_accuracy"]))  # fmt: skip
     student = report["student"]
     table.add_row("student", student["architecture"], "", _percent(student["test_accuracy"]), style="bold")
     console.print(table)
     seconds, inversion = report["seconds"], report["inversion"]
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
+    if not inversion:
+        return
     saved = 1 - inversion["flops"] / inversion["dense_flops"] if inversion["dense_flops"] else 0.0
     console.print(
         f"inversion: {inversion['images']} images, {inversion['method']}; {1 - inversion['kept_fraction']:.0%} of the "

@@ -116,15 +116,28 @@ def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Te
     return roll_images(images, shift.T.to(images.device))
 
 
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, images (b, c, h, w), labels (b,)) -> scalar."""
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy."""
+    return F.cross_entropy(model(images), labels)
+
+
 def train(
     model: nn.Module,
     data: ImageSet,
     config: TrainingConfig,
     *,
     generator: torch.Generator,
+    loss: Loss = cross_entropy,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> float:
-    """Train in place with cross-entropy on the model's own device; leaves it in evaluation mode.
+    """Train in place on the model's own device; leaves it in evaluation mode.
+
+    Args:
+        loss: what is minimised.
 
     Returns:
         The mean loss of the last tenth of the steps.
@@ -142,9 +155,9 @@ def train(
     for step in range(config.steps):
         rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
         batch = shift_images(images[rows], config.jitter, generator)
-        loss = F.cross_entropy(model(batch), labels[rows])
-        optimiser.step(loss)
-        losses.append(loss.detach())
+        now = loss(model, batch, labels[rows])
+        optimiser.step(now)
+        losses.append(now.detach())
         if progress is not None:
             progress(step + 1, losses[-1])
     model.eval()

@@ -84,6 +84,6 @@ def test_every_field_can_be_overridden(path):
 
 def test_every_client_server_and_strategy_field_can_be_overridden():
     composed, settings = compose(CONF, []), load_settings(CONF)
-    for group in ("client", "server", "strategy", "admission"):
+    for group in ("client", "server", "strategy", "admission", "pool"):
         assert set(composed[group]) == set(vars(getattr(settings, group)))
     assert set(composed["client"]["training"]) == set(vars(settings.client.training))

@@ -1,7 +1,14 @@
 """Flower strategies; with `server` and `clients` the only code that imports flwr."""
 
 from smi_fed.strategies.admission import AdmissionPolicy
-from smi_fed.strategies.core import RoundRecord, TooFewTeachersError
 from smi_fed.strategies.data_free import DataFreeDistillation
+from smi_fed.strategies.legacy import LegacyDataFreeDistillation
+from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError
 
-__all__ = ["AdmissionPolicy", "DataFreeDistillation", "RoundRecord", "TooFewTeachersError"]
+__all__ = [
+    "AdmissionPolicy",
+    "DataFreeDistillation",
+    "LegacyDataFreeDistillation",
+    "RoundRecord",
+    "TooFewTeachersError",
+]

@@ -167,6 +167,29 @@ def _check_kwarg(key: str, value: Any) -> None:
         raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
 
 
+def claimed_arrays(
+    spec: str, payloads: Sequence[bytes], policy: AdmissionPolicy, expected: Expectation
+) -> dict[str, Array]:
+    """Arrays that came without names, in the order of the claimed model's state dict; not decoded.
+
+    Raises:
+        BadReplyError: a spec that is not admitted, or another number of arrays.
+    """
+    with torch.device("meta"):
+        wanted = _build(check_spec(spec, policy, expected)).state_dict()
+    if len(wanted) != len(payloads):
+        raise BadReplyError(f"the reply has {len(payloads)} arrays, the model has {len(wanted)}")
+    return {
+        key: Array(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+            data=payload,
+        )
+        for (key, tensor), payload in zip(wanted.items(), payloads, strict=True)
+    }
+
+
 def _build(spec: ModelSpec) -> Classifier:
     try:
         return build_model(spec)

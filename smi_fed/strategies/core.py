@@ -6,15 +6,17 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from flwr.app import ArrayRecord
 from torch import Tensor
 
 from smi_fed.checks import SettingError
 from smi_fed.distillation import DistillationRecord
+from smi_fed.files import writable_directory
 from smi_fed.inversion import SparseImages
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.pipeline import (
@@ -27,51 +29,11 @@ from smi_fed.pipeline import (
 )
 from smi_fed.pool import Pool, PoolConfig
 from smi_fed.strategies.admission import AdmissionPolicy, Expectation, Verdict, admit, cap_claims
-from smi_fed.strategies.records import BadReplyError, Claim
+from smi_fed.strategies.records import BadReplyError
+from smi_fed.strategies.round_record import Answer, RoundRecord, TooFewTeachersError, Weights, describe
+from smi_fed.strategies.run_state import RunState, image_path
 
 log = logging.getLogger("smi_fed")
-
-Weights = dict[str, Tensor]
-
-
-class TooFewTeachersError(RuntimeError):
-    """Fewer teachers were admitted than the run needs; the message lists every refusal."""
-
-
-@dataclass
-class RoundRecord:
-    """What one round did, for reports.
-
-    Attributes:
-        projections: weights in the student's space, one per teacher, as the inner strategy gets them.
-        reused: images of earlier rounds that were distilled from again.
-        refined: whether the student was distilled after aggregation.
-    """
-
-    round: int
-    verdicts: list[Verdict] = field(default_factory=list)
-    images: list[SparseImages] = field(default_factory=list)
-    inversions: list[InversionRecord] = field(default_factory=list)
-    distillation: DistillationRecord = field(default_factory=DistillationRecord)
-    projections: list[Weights] = field(default_factory=list, repr=False)
-    reused: int = 0
-    refined: bool = False
-    seconds: float = 0.0
-
-    @property
-    def teachers(self) -> list[TrainedTeacher]:
-        """The admitted teachers, in the order of `images` and `inversions`."""
-        return [verdict.teacher for verdict in self.verdicts if verdict.teacher is not None]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one node sent: a claim, or why there is none; and the reply itself, to be answered in its shape."""
-
-    node: int
-    claim: Claim | None = None
-    failure: str = ""
-    reply: Any = field(default=None, repr=False)
 
 
 class Options(TypedDict, total=False):
@@ -91,6 +53,7 @@ class Options(TypedDict, total=False):
     device: where inversion and distillation run.
     image_directory: where each teacher's images are written as soon as they are done; None
         keeps them in memory only.
+    state_directory: where the run keeps what a killed server goes on from; None keeps nothing.
     on_round: called with the finished `RoundRecord`.
     """
 
@@ -104,6 +67,7 @@ class Options(TypedDict, total=False):
     seed: int
     device: torch.device | str
     image_directory: Path | None
+    state_directory: Path | None
     on_round: Callable[[RoundRecord], None] | None
 
 
@@ -127,6 +91,7 @@ class Core:
         seed: int = 0,
         device: torch.device | str = "cpu",
         image_directory: Path | None = None,
+        state_directory: Path | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         if min_teachers < 1:
@@ -140,11 +105,37 @@ class Core:
             torch.manual_seed(seed)
             self.student = build_model(student).to(self.device)
         self.rounds: list[RoundRecord] = []
+        self.state: RunState | None = None
+        if state_directory is not None:
+            self.image_directory = writable_directory(image_directory or state_directory / "images")
+            self.state = RunState(state_directory, self._identity())
+            self._replay(self.state, self.image_directory)
+
+    def _identity(self) -> dict[str, str]:
+        """All that decides the student, by name."""
+        return {
+            "student": self.student.spec.to_json(), "pipeline": repr(self.pipeline), "policy": repr(self.policy),
+            "min_teachers": str(self.min_teachers), "projection": f"{self.projection}, refine {self.refine}",
+            "pool": repr(self.pool.config), "seed": str(self.seed),
+        }  # fmt: skip
+
+    def _replay(self, state: RunState, images: Path) -> None:
+        """Stand where the run stood after its last finished round."""
+        self.rounds = state.records(images)
+        for line, record in zip(state.lines, self.rounds, strict=True):
+            self.pool.add(record.round, line["teachers"], record.images)
+        if self.rounds:
+            log.info("going on after round %d of %s", state.completed, state.directory)
 
     @property
     def weights(self) -> Weights:
         """A copy of the student's weights, on the CPU."""
         return {key: value.detach().cpu().clone() for key, value in self.student.state_dict().items()}
+
+    @property
+    def expectation(self) -> Expectation:
+        """What teachers have to fit."""
+        return Expectation.of(self.student)
 
     def summary(self, inner: str) -> None:
         """Log the settings."""
@@ -163,8 +154,7 @@ class Core:
         Verdicts are in the order of the clients' own names, so that a run does not depend on
         the random node ids or on who answered first.
         """
-        expected = Expectation.of(self.student)
-        verdicts = [self._judge_one(answer, expected) for answer in answers]
+        verdicts = [self._judge_one(answer) for answer in answers]
         for verdict in verdicts:
             if not verdict.admitted:
                 log.warning("node %d refused: %s", verdict.node, verdict.reason)
@@ -172,11 +162,11 @@ class Core:
         teachers = iter(cap_claims([v.teacher for v in verdicts if v.teacher is not None], self.policy))
         return [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in verdicts]
 
-    def _judge_one(self, answer: Answer, expected: Expectation) -> Verdict:
+    def _judge_one(self, answer: Answer) -> Verdict:
         if answer.claim is None:
             return Verdict(answer.node, reason=answer.failure)
         try:
-            teacher = admit(answer.claim, self.policy, expected, self.device)
+            teacher = admit(answer.claim, self.policy, self.expectation, self.device)
         except BadReplyError as error:
             return Verdict(answer.node, reason=str(error))
         teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
@@ -200,6 +190,8 @@ class Core:
                 f"round {server_round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed"
                 f" ({reasons})"
             )
+        if self.state is not None and self.state.verdicts(server_round) is None:
+            self.state.save_verdicts(server_round, verdicts)
         for number, teacher in enumerate(record.teachers):
             images, inversion = self._invert(server_round, number, teacher)
             record.images.append(images)
@@ -217,11 +209,20 @@ class Core:
         return record
 
     def _invert(self, server_round: int, number: int, teacher: TrainedTeacher) -> tuple[SparseImages, InversionRecord]:
+        """One teacher's images; read where this round was interrupted after them, and gone on with where amid them."""
+        state, directory = self.state, self.image_directory
+        path = None if directory is None else image_path(directory, server_round, number)
+        done = None if state is None else state.inversion(server_round, number)
+        if done is not None and path is not None:
+            return SparseImages.load(path), done
         images, inversion = invert_teacher(
-            teacher, number, self.pipeline, self._generator(server_round, number, teacher), pool=self.pool
-        )
-        if self.image_directory is not None:
-            images.save(self.image_directory / f"round{server_round}-teacher{number}.safetensors")
+            teacher, number, self.pipeline, self._generator(server_round, number, teacher), pool=self.pool,
+            checkpoint=None if state is None else state.checkpoint(server_round, number),
+        )  # fmt: skip
+        if path is not None:
+            images.save(path)
+        if state is not None:
+            state.save_inversion(server_round, number, inversion)
         return images, inversion
 
     def _generator(self, server_round: int, number: int, teacher: TrainedTeacher) -> torch.Generator:
@@ -264,10 +265,17 @@ class Core:
             record.distillation = self._distill(record)
         return self.weights
 
-    def close(self, record: RoundRecord, started: float) -> None:
-        """Keep what later rounds need, and tell who wants to know."""
-        self.pool.add(record.round, [teacher.name for teacher in record.teachers], record.images)
+    def close(self, record: RoundRecord, started: float, arrays: ArrayRecord | None, strategy: Any) -> None:
+        """Keep what later rounds need, on disk too, and tell who wants to know.
+
+        Args:
+            arrays: the global model after this round.
+            strategy: the inner one, after it aggregated.
+        """
         record.seconds = time.perf_counter() - started
+        if self.state is not None and arrays is not None:
+            self.state.close(record, arrays, strategy)
+        self.pool.add(record.round, [teacher.name for teacher in record.teachers], record.images)
         record.projections = []  # a copy of the student per client; nobody needs them any more
         self.rounds.append(record)
         if self.on_round is not None:
@@ -288,17 +296,3 @@ class Core:
 
 def _weights_of(teacher: TrainedTeacher) -> Weights:
     return {key: value.detach().cpu().clone() for key, value in teacher.model.state_dict().items()}
-
-
-def common_metrics(verdicts: Sequence[Verdict]) -> list[dict[str, int | float]]:
-    """Of each admitted verdict the metrics that all of them sent; a key of one client alone would stop aggregation."""
-    admitted = [verdict for verdict in verdicts if verdict.admitted]
-    shared = set.intersection(*(set(v.metrics) for v in admitted)) if admitted else set()
-    return [{key: verdict.metrics[key] for key in sorted(shared)} for verdict in admitted]
-
-
-def describe(spec: ModelSpec) -> str:
-    """An architecture in a few words: its name and what its arguments change."""
-    short = {"patch_size": "patch", "embed_dim": "width", "depth": "depth", "num_heads": "heads"}
-    parts = [f"{word} {spec.kwargs[key]}" for key, word in short.items() if key in spec.kwargs]
-    return f"{spec.name} ({', '.join(parts)})" if parts else spec.name

@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from smi_fed.models import Classifier
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import Verdict
-from smi_fed.strategies.core import Answer, Core, Options, RoundRecord, common_metrics
-from smi_fed.strategies.wrapping import check_inner, clipped, refuse_from_outside
+from smi_fed.strategies.core import Core, Options
+from smi_fed.strategies.round_record import Answer, RoundRecord, common_metrics
+from smi_fed.strategies.wrapping import check_inner, clipped, layers, refuse_from_outside
 
 
 class DataFreeDistillation(Strategy):
@@ -45,6 +46,8 @@ class DataFreeDistillation(Strategy):
         self.strategy = strategy
         self.core = Core(**options)  # type: ignore[misc]
         self._sent: list[Message] = []
+        self._resumed: list[Verdict] | None = None
+        self.done_before = len(self.core.rounds)
         self._arrays = self.initial_arrays
 
     @property
@@ -59,8 +62,13 @@ class DataFreeDistillation(Strategy):
 
     @property
     def initial_arrays(self) -> ArrayRecord:
-        """The student's random weights, for `start`."""
-        return ArrayRecord(self.core.weights)
+        """What `start` begins with: the student's random weights, or the student of a run that goes on."""
+        resumed = None if self.core.state is None else self.core.state.resume(self.strategy)
+        return ArrayRecord(self.core.weights) if resumed is None else resumed
+
+    def remaining_rounds(self, rounds: int) -> int:
+        """Of `rounds` those that a run which goes on still has to do; `start` counts them from 1 again."""
+        return max(0, rounds - self.done_before)
 
     def summary(self) -> None:
         """Log the settings of both strategies."""
@@ -70,10 +78,17 @@ class DataFreeDistillation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The inner strategy's messages; the student starts this round from `arrays`."""
+        """The inner strategy's messages; the student starts this round from `arrays`.
+
+        Nobody is asked again in a round whose replies were all admitted before a crash.
+        """
+        server_round += self.done_before
         self._arrays = arrays.copy()
         self.core.student.load_state_dict(arrays.to_torch_state_dict())
         self._sent = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._resumed = None if self.core.state is None else self.core.state.verdicts(server_round)
+        if self._resumed is not None:
+            self._sent = []
         return self._sent
 
     def aggregate_train(
@@ -84,13 +99,17 @@ class DataFreeDistillation(Strategy):
         Raises:
             TooFewTeachersError: fewer than `min_teachers` were admitted.
         """
+        server_round += self.done_before
         started = time.perf_counter()
-        record = self.core.learn(server_round, self.core.judge(self._answers(replies)))
+        verdicts = self.core.judge(self._answers(replies)) if self._resumed is None else self._resumed
+        record = self.core.learn(server_round, verdicts)
         arrays, metrics = self.strategy.aggregate_train(server_round, self._project(record))
         if arrays is not None:
             improved = self.core.improve(record, arrays.to_torch_state_dict())
-            arrays = ArrayRecord(improved) if record.refined else arrays
-        self.core.close(record, started)
+            if record.refined:
+                arrays = ArrayRecord(improved)
+                self._follow(arrays)
+        self.core.close(record, started, arrays, self.strategy)
         return arrays, metrics
 
     def _answers(self, replies: Iterable[Message]) -> list[Answer]:
@@ -118,20 +137,34 @@ class DataFreeDistillation(Strategy):
         for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
             assert verdict.teacher is not None
             arrays, more = clipped([weight.numpy() for weight in weights.values()], sent, self.strategy)
-            message = copy.copy(verdict.reply)  # the reply itself stays as it came
-            message.content = records.projected_reply(
+            content = records.projected_reply(
                 dict(zip(weights, arrays, strict=True)), verdict.teacher.num_examples, verdict.train_loss,
                 {**metrics, **more},
             )  # fmt: skip
-            projected.append(message)
+            projected.append(_reply(verdict, content))
         return projected
+
+    def _follow(self, arrays: ArrayRecord) -> None:
+        """FedAvgM keeps the global model itself; it goes on from the refined one."""
+        for layer in layers(self.strategy):
+            if isinstance(layer, FedAvgM):
+                layer.current_arrays = arrays.copy()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The inner strategy's."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        return self.strategy.configure_evaluate(server_round + self.done_before, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The inner strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        return self.strategy.aggregate_evaluate(server_round + self.done_before, replies)
+
+
+def _reply(verdict: Verdict, content: RecordDict) -> Message:
+    """The node's reply with other content; a copy, since the reply itself stays as it came."""
+    if verdict.reply is None:  # it came before a crash
+        return Message(content=content, dst_node_id=verdict.node, message_type=MessageType.TRAIN)
+    message = copy.copy(verdict.reply)
+    message.content = content
+    return message

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from smi_fed.checks import is_number
+from smi_fed.checks import is_integer, is_number
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import ModelSpec
 
@@ -32,6 +35,9 @@ LABEL_COUNTS = "label-counts"
 TRAIN_LOSS = "train_loss"
 """Spelt as Flower's QFedAvg wants it."""
 
+
+SPEC_METRIC, SCHEMA_METRIC, NAME_METRIC = "smi-fed.spec", "smi-fed.schema", "smi-fed.name"
+"""Flower's older API has one dict of scalars for all of these."""
 
 OWN_METRICS = (NUM_EXAMPLES, LABEL_COUNTS, TRAIN_LOSS)
 
@@ -94,6 +100,59 @@ def pack_statistics(statistics: FeatureStatistics) -> ArrayRecord:
     arrays = {f"mean.{i}": mean.cpu() for i, mean in enumerate(statistics.mean)}
     arrays |= {f"std.{i}": std.cpu() for i, std in enumerate(statistics.std)}
     return ArrayRecord(arrays | {"examples": torch.tensor(statistics.examples)})  # type: ignore[arg-type]
+
+
+def pack_fit(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    num_examples: int,
+    train_loss: float,
+    label_counts: list[int] | None = None,
+    statistics: FeatureStatistics | None = None,
+) -> tuple[list[NDArray[Any]], int, dict[str, bool | bytes | float | int | str]]:
+    """What a client of Flower's older API returns from `NumPyClient.fit`."""
+    metrics: dict[str, bool | bytes | float | int | str] = {
+        SPEC_METRIC: spec.to_json(), SCHEMA_METRIC: SCHEMA_VERSION, NAME_METRIC: name, TRAIN_LOSS: train_loss,
+    }  # fmt: skip
+    if label_counts is not None:
+        metrics[LABEL_COUNTS] = json.dumps(label_counts)
+    if statistics is not None:
+        metrics[STATISTICS] = save({key: array_tensor(a) for key, a in pack_statistics(statistics).items()})
+    return [value.detach().cpu().numpy() for value in weights.values()], num_examples, metrics
+
+
+def array_tensor(array: Array) -> Tensor:
+    """The tensor in an array that this process made."""
+    return torch.from_numpy(array.numpy().copy())
+
+
+def read_fit(metrics: Mapping[str, Any], num_examples: int, arrays: Mapping[str, Array]) -> Claim:
+    """What a reply of Flower's older API claims; raises as `read_reply`."""
+    own = {SPEC_METRIC, SCHEMA_METRIC, NAME_METRIC, LABEL_COUNTS, STATISTICS}
+    numbers = {key: value for key, value in metrics.items() if key not in own and is_number(value)}
+    try:
+        counts = json.loads(metrics[LABEL_COUNTS]) if LABEL_COUNTS in metrics else None
+        statistics = load(metrics[STATISTICS]) if STATISTICS in metrics else {}
+    except (TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise BadReplyError(f"{LABEL_COUNTS} or {STATISTICS} cannot be read: {error}") from error
+    content = RecordDict({
+        ARRAYS: ArrayRecord(dict(arrays)),
+        METRICS: MetricRecord({**numbers, NUM_EXAMPLES: num_examples}),
+        MODEL: ConfigRecord({
+            SCHEMA: metrics.get(SCHEMA_METRIC, 0), SPEC: str(metrics.get(SPEC_METRIC, "")),
+            NAME: str(metrics.get(NAME_METRIC, "")),
+        }),
+    })  # fmt: skip
+    claim = read_reply(content)
+    if counts is not None and not (isinstance(counts, list) and all(is_integer(count) for count in counts)):
+        raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
+    return replace(
+        claim,
+        label_counts=None if counts is None else tuple(counts),
+        statistics={key: Array(tensor.numpy()) for key, tensor in statistics.items()},
+    )
 
 
 def read_reply(content: RecordDict) -> Claim:
