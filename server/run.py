@@ -104,6 +104,8 @@ class FederatedRun:
             (self.output / name).unlink(missing_ok=True)
         try:
             self._rounds(WatchingGrid(grid))
+            if not self.scores:
+                raise RuntimeError(f"{self.settings.strategy.name} aggregated no round; its own log says why")
             finished = self._report()
             self._write(finished)
         except BaseException as error:

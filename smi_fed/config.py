@@ -119,7 +119,7 @@ class StrategyConfig:
         name: a strategy of `flwr.serverapp.strategy`.
         arguments: more keyword arguments of its constructor, such as {proximal_mu: 0.1}.
         distillation: false runs the strategy as it is, for federations of one architecture.
-        projection: ensemble | per_teacher, see `smi_fed.strategies.core.Options`.
+        projection: ensemble | per_teacher, see `smi_fed.strategies.options.Options`.
         refine: distill into what the strategy aggregated, where all have the student's architecture.
         rounds: federated rounds.
         timeout: seconds to wait for the replies of a round.

@@ -58,7 +58,7 @@ class DistillationRecord:
     losses: list[float] = field(default_factory=list)
 
 
-def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Sequence[Sequence[int] | None]) -> Tensor:
+def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Sequence[Sequence[float] | None]) -> Tensor:
     """Weight of each teacher for each class.
 
     Args:

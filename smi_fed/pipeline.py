@@ -24,7 +24,7 @@ from smi_fed.distillation import (
 from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, StopSchedule, invert
 from smi_fed.inversion.flops import trajectory_flops
 from smi_fed.models import Classifier
-from smi_fed.pool import Pool
+from smi_fed.pool import start_from
 from smi_fed.progress import Bar, show_inversion
 from smi_fed.training import predict
 
@@ -39,7 +39,7 @@ class TrainedTeacher:
         name: how the client is called in reports.
         model: its classifier.
         num_examples: that it claims to have trained on, capped.
-        label_counts: examples of each of its own classes, capped; None where the client did not tell.
+        label_counts: examples of each of its own classes, as it told them; None where it did not.
         statistics: for the feature-statistics prior; None where the client did not send them.
         classes: for each of its classes the index among the student's; None where they are the same.
         num_classes: the student's; None where `classes` is.
@@ -60,13 +60,16 @@ class TrainedTeacher:
         return Aligned(self.model, self.classes or range(own), self.num_classes or own)
 
     @property
-    def aligned_counts(self) -> tuple[int, ...] | None:
-        """Examples of each of the student's classes."""
-        if self.label_counts is None or self.classes is None or self.num_classes is None:
-            return self.label_counts
-        counts = [0] * self.num_classes
-        for place, count in zip(self.classes, self.label_counts, strict=True):
-            counts[place] = count
+    def aligned_counts(self) -> tuple[float, ...]:
+        """Examples of each of the student's classes, `num_examples` together.
+
+        In the proportions that the client told; evenly over its classes where it told none.
+        """
+        own = self.model.spec.num_classes
+        told = self.label_counts or (1,) * own
+        counts = [0.0] * (self.num_classes or own)
+        for place, count in zip(self.classes or range(own), told, strict=True):
+            counts[place] = self.num_examples * count / max(1, sum(told))
         return tuple(counts)
 
 
@@ -124,7 +127,7 @@ def invert_teacher(
     config: PipelineConfig,
     generator: torch.Generator,
     *,
-    pool: Pool | None = None,
+    last: SparseImages | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
@@ -133,11 +136,11 @@ def invert_teacher(
     inverted without that prior.
 
     Args:
-        pool: earlier rounds, for a warm start where it is configured.
+        last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
     """
     targets = draw_targets(teacher, config.images_per_teacher, generator)
-    warm = pool.start_for(teacher.name, targets) if pool is not None else None
+    warm = start_from(last, targets) if last is not None else None
     inversion = config.inversion
     if inversion.statistics and teacher.statistics is None:
         log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)

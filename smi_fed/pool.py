@@ -37,7 +37,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One client's images of one round."""
+    """One client's images of one round; `client` is whatever tells clients apart."""
 
     round: int
     client: str
@@ -74,16 +74,16 @@ class Pool:
         old = [torch.full((len(e.images),), self.config.decay ** (server_round - e.round)) for e in self.of(client)]
         return torch.cat([torch.ones(fresh), *old]).double()
 
-    def start_for(self, client: str, targets: Tensor) -> SparseImages | None:
-        """The client's last images as a start for `targets` (b,), each for a target of its own class; None if none."""
-        last = self.last.get(client)
-        if last is None or last.targets.ndim != 1 or targets.ndim != 1:
-            return None
-        waiting: dict[int, list[int]] = {}
-        for place, target in enumerate(targets.tolist()):
-            waiting.setdefault(target, []).append(place)
-        pairs = [(row, waiting[t].pop(0)) for row, t in enumerate(last.targets.tolist()) if waiting.get(t)]
-        if not pairs:
-            return None
-        rows, places = (torch.tensor(each) for each in zip(*pairs, strict=True))
-        return replace(last.select(rows), ids=places)
+
+def start_from(last: SparseImages, targets: Tensor) -> SparseImages | None:
+    """`last` as a start for `targets` (b,): each image for a target of its own class, none twice; None if none fits."""
+    if last.targets.ndim != 1:
+        return None
+    waiting: dict[int, list[int]] = {}
+    for place, target in enumerate(targets.tolist()):
+        waiting.setdefault(target, []).append(place)
+    pairs = [(row, waiting[t].pop(0)) for row, t in enumerate(last.targets.tolist()) if waiting.get(t)]
+    if not pairs:
+        return None
+    rows, places = (torch.tensor(each) for each in zip(*pairs, strict=True))
+    return replace(last.select(rows), ids=places)

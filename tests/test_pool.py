@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smi_fed.checks import SettingError
-from smi_fed.pool import Pool, PoolConfig
+from smi_fed.pool import Pool, PoolConfig, start_from
 from tests.test_sparse_images import sparse
 
 
@@ -90,12 +92,12 @@ def test_a_start_is_of_the_clients_last_round_and_of_the_targets_own_classes():
     pool.add(1, ["a", "b"], [images(2, seed=1, targets=[0, 1]), images(1, seed=2, targets=[0])])
     last = images(4, seed=3, targets=[3, 1, 3, 2])
     pool.add(2, ["a"], [last])
-    start = pool.start_for("a", torch.tensor([1, 3, 0, 1, 3, 3]))
+    start = start_from(pool.last["a"], torch.tensor([1, 3, 0, 1, 3, 3]))
     assert dict(zip(start.ids.tolist(), start.targets.tolist(), strict=True)) == {0: 1, 1: 3, 4: 3}
     for row, place in enumerate(start.ids.tolist()):
         source = {1: 0, 0: 1, 4: 2}[place]
         assert torch.equal(start.images[row], last.images[source])
-    assert pool.start_for("b", torch.tensor([0])).ids.tolist() == [0]
+    assert start_from(pool.last["b"], torch.tensor([0])).ids.tolist() == [0]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -103,9 +105,7 @@ def test_a_start_never_uses_an_image_twice_nor_gives_a_place_two(seed):
     generator = torch.Generator().manual_seed(seed)
     last = images(6, seed, torch.randint(3, (6,), generator=generator).tolist())
     targets = torch.randint(3, (5,), generator=generator)
-    pool = Pool(PoolConfig(warm=True))
-    pool.add(1, ["a"], [last])
-    start = pool.start_for("a", targets)
+    start = start_from(last, targets)
     assert len(set(start.ids.tolist())) == len(start)
     assert torch.equal(targets[start.ids], start.targets)
     rows = [next(i for i in range(6) if torch.equal(last.images[i], image)) for image in start.images]
@@ -115,11 +115,9 @@ def test_a_start_never_uses_an_image_twice_nor_gives_a_place_two(seed):
 
 
 def test_there_is_no_start_where_none_fits():
-    pool = Pool(PoolConfig(warm=True))
-    pool.add(1, ["a"], [images(2, targets=[0, 1])])
-    assert pool.start_for("a", torch.tensor([2, 3])) is None
-    assert pool.start_for("stranger", torch.tensor([0])) is None
-    assert pool.start_for("a", torch.rand(2, 5)) is None
+    last = images(2, targets=[0, 1])
+    assert start_from(last, torch.tensor([2, 3])) is None
+    assert start_from(replace(last, targets=torch.rand(2, 5)), torch.tensor([0])) is None
     cold = Pool(PoolConfig(images=9))
-    cold.add(1, ["a"], [images(2, targets=[0, 1])])
-    assert cold.start_for("a", torch.tensor([0])) is None
+    cold.add(1, ["a"], [last])
+    assert not cold.last

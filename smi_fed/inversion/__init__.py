@@ -2,11 +2,13 @@
 
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.engine import InversionProgress, invert
+from smi_fed.inversion.loop import DivergedError
 from smi_fed.inversion.losses import FeatureStatistics, feature_statistics
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.sparse_images import SparseImages
 
 __all__ = [
+    "DivergedError",
     "FeatureStatistics",
     "InversionConfig",
     "InversionProgress",

@@ -90,6 +90,7 @@ def invert(
     Raises:
         ValueError: targets, statistics or settings that do not fit the model; before any work.
         FileFormatError: the checkpoint is damaged or of another inversion.
+        DivergedError: the model's gradients overflow.
         torch.OutOfMemoryError: not even one image fits, or a batch does not whose images the
             prior couples.
     """
@@ -146,6 +147,7 @@ def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
     """Two batches of half the images in place of the one that did not fit; neither starts anew.
 
     Raises:
+        DivergedError: the model's gradients overflow.
         torch.OutOfMemoryError: nothing can be halved.
     """
     size = len(work.begun[-1].ids) if work.begun else work.size

@@ -192,9 +192,17 @@ def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     return loss
 
 
+class DivergedError(FloatingPointError):
+    """The teacher's gradients overflowed: the images are not finite."""
+
+
 @torch.no_grad()
 def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
-    """The images of a state as it stands."""
+    """The images of a state as it stands.
+
+    Raises:
+        DivergedError: they are not finite.
+    """
     teacher = problem.teacher
     if problem.config.background == "rendered":
         every = torch.arange(state.canvas.shape[1], device=state.kept.device).repeat(len(state.kept), 1)
@@ -203,6 +211,8 @@ def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
         patches = problem.parametrisation.patches(state.parameters, state.kept)
         canvas = put(state.canvas, state.kept, patches)
     pixels = (to_images(canvas, teacher.grid) * teacher.std + teacher.mean).clamp(0, 1).float()
+    if not bool(pixels.isfinite().all()):
+        raise DivergedError("inversion diverged: the images are not finite, since the model's gradients overflow")
     stopped_at = state.stopped_at.view(-1, *teacher.grid).cpu()
     return SparseImages(
         images=pixels.cpu(),

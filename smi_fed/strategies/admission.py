@@ -117,7 +117,10 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
         raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
     if max(shape.image_size) > LARGEST_IMAGE:
         raise BadReplyError(f"the model takes images of {shape.image_size} px, allowed: at most {LARGEST_IMAGE}")
-    weights = check_arrays(claim.arrays, shape.state_dict())
+    arrays = claim.arrays
+    if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names
+        arrays = {f"backbone.{key}": array for key, array in arrays.items()}
+    weights = check_arrays(arrays, shape.state_dict())
     model = _build(spec)
     model.load_state_dict(weights)
     model.eval().to(device)
@@ -299,17 +302,9 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
 
 
 def cap_claims(teachers: Sequence[TrainedTeacher], policy: AdmissionPolicy) -> list[TrainedTeacher]:
-    """The same teachers with their claimed examples cut; label counts shrink in proportion."""
+    """The same teachers with their claimed examples cut; what a client says of its proportions stays."""
     if not teachers:
         return []
     typical = median_low(teacher.num_examples for teacher in teachers)
     most = int(min(policy.max_examples, policy.max_claim_ratio * max(1, typical)))
-    capped = []
-    for teacher in teachers:
-        claimed = teacher.num_examples
-        if claimed > most:
-            counts = teacher.label_counts
-            smaller = None if counts is None else tuple(count * most // claimed for count in counts)
-            teacher = replace(teacher, num_examples=most, label_counts=smaller)  # noqa: PLW2901
-        capped.append(teacher)
-    return capped
+    return [replace(teacher, num_examples=min(teacher.num_examples, most)) for teacher in teachers]

@@ -8,17 +8,16 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
 from torch import Tensor
 
 from smi_fed.checks import SettingError
 from smi_fed.distillation import DistillationRecord
 from smi_fed.files import writable_directory
-from smi_fed.inversion import SparseImages
-from smi_fed.models import ModelSpec, build_model
+from smi_fed.inversion import DivergedError, SparseImages
+from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import (
     InversionRecord,
     PipelineConfig,
@@ -34,41 +33,6 @@ from smi_fed.strategies.round_record import Answer, RoundRecord, TooFewTeachersE
 from smi_fed.strategies.run_state import RunState, image_path
 
 log = logging.getLogger("smi_fed")
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of both wrappers; `student` is required.
-
-    student: spec of the global model; its class names are the federation's label space.
-    pipeline: settings of inversion and distillation.
-    policy: what a client may claim.
-    min_teachers: fewer admitted teachers end the run.
-    projection: what the inner strategy aggregates. `ensemble`: one student, taught by all
-        teachers on all images; `per_teacher`: a student for each teacher, taught by it
-        alone on its own images.
-    refine: where all replies have the student's architecture, let the inner strategy
-        aggregate them as they are and distill into its result.
-    pool: use of earlier rounds' images.
-    seed: of targets, inversion and distillation.
-    device: where inversion and distillation run.
-    image_directory: where each teacher's images are written as soon as they are done; None
-        keeps them in memory only.
-    state_directory: where the run keeps what a killed server goes on from; None keeps nothing.
-    on_round: called with the finished `RoundRecord`.
-    """
-
-    student: ModelSpec
-    pipeline: PipelineConfig
-    policy: AdmissionPolicy
-    min_teachers: int
-    projection: str
-    refine: bool
-    pool: PoolConfig
-    seed: int
-    device: torch.device | str
-    image_directory: Path | None
-    state_directory: Path | None
-    on_round: Callable[[RoundRecord], None] | None
 
 
 class Core:
@@ -123,7 +87,7 @@ class Core:
         """Stand where the run stood after its last finished round."""
         self.rounds = state.records(images)
         for line, record in zip(state.lines, self.rounds, strict=True):
-            self.pool.add(record.round, line["teachers"], record.images)
+            self.pool.add(record.round, line["clients"], record.images)
         if self.rounds:
             log.info("going on after round %d of %s", state.completed, state.directory)
 
@@ -184,18 +148,11 @@ class Core:
             TooFewTeachersError: fewer than `min_teachers` were admitted.
         """
         record = RoundRecord(server_round, verdicts)
-        if len(record.teachers) < self.min_teachers:
-            reasons = "; ".join(f"node {v.node}: {v.reason}" for v in verdicts if not v.admitted) or "no node replied"
-            raise TooFewTeachersError(
-                f"round {server_round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed"
-                f" ({reasons})"
-            )
+        self._check_teachers(record)
         if self.state is not None and self.state.verdicts(server_round) is None:
             self.state.save_verdicts(server_round, verdicts)
-        for number, teacher in enumerate(record.teachers):
-            images, inversion = self._invert(server_round, number, teacher)
-            record.images.append(images)
-            record.inversions.append(inversion)
+        self._invert_all(record)
+        self._check_teachers(record)
         record.refined = self.refine and self._same_architecture(record.teachers)
         if self.refine and not record.refined:
             log.warning("round %d: replies of other architectures than the student's are projected", server_round)
@@ -208,7 +165,44 @@ class Core:
             self._project_each(record)
         return record
 
-    def _invert(self, server_round: int, number: int, teacher: TrainedTeacher) -> tuple[SparseImages, InversionRecord]:
+    def _check_teachers(self, record: RoundRecord) -> None:
+        if len(record.teachers) < self.min_teachers:
+            refused = [f"node {v.node}: {v.reason}" for v in record.verdicts if not v.admitted]
+            raise TooFewTeachersError(
+                f"round {record.round}: {len(record.teachers)} teachers admitted, {self.min_teachers} needed"
+                f" ({'; '.join(refused) or 'no node replied'})"
+            )
+
+    def _invert_all(self, record: RoundRecord) -> None:
+        """Images of every teacher; one whose gradients overflow is refused after all."""
+        number = 0
+        for place, verdict in enumerate(record.verdicts):
+            if verdict.teacher is None:
+                continue
+            try:
+                images, inversion = self._invert(record.round, number, verdict.teacher, self._client(verdict))
+            except DivergedError as error:
+                log.warning("node %d refused: %s", verdict.node, error)
+                record.verdicts[place] = replace(verdict, reason=str(error), teacher=None, reply=None)
+            else:
+                record.images.append(images)
+                record.inversions.append(inversion)
+            number += 1
+
+    def _client(self, verdict: Verdict) -> str:
+        """What the pool tells clients apart by: a name, which survives a restart, and what its images are of.
+
+        Where each client's update has to depend on that client alone, a name that another
+        could take is not enough: the node counts.
+        """
+        teacher = verdict.teacher
+        assert teacher is not None
+        name = teacher.name if self.projection == "ensemble" else f"node {verdict.node}"
+        return f"{name}, {teacher.model.image_size}, {teacher.classes}"
+
+    def _invert(
+        self, server_round: int, number: int, teacher: TrainedTeacher, client: str
+    ) -> tuple[SparseImages, InversionRecord]:
         """One teacher's images; read where this round was interrupted after them, and gone on with where amid them."""
         state, directory = self.state, self.image_directory
         path = None if directory is None else image_path(directory, server_round, number)
@@ -216,7 +210,8 @@ class Core:
         if done is not None and path is not None:
             return SparseImages.load(path), done
         images, inversion = invert_teacher(
-            teacher, number, self.pipeline, self._generator(server_round, number, teacher), pool=self.pool,
+            teacher, number, self.pipeline, self._generator(server_round, number, teacher),
+            last=self.pool.last.get(client),
             checkpoint=None if state is None else state.checkpoint(server_round, number),
         )  # fmt: skip
         if path is not None:
@@ -244,10 +239,12 @@ class Core:
     def _project_each(self, record: RoundRecord) -> None:
         """One student per teacher, each from the same weights, taught by that teacher alone."""
         before = self.weights
-        for number, (teacher, images) in enumerate(zip(record.teachers, record.images, strict=True)):
+        admitted = [verdict for verdict in record.verdicts if verdict.admitted]
+        for number, (verdict, teacher, images) in enumerate(zip(admitted, record.teachers, record.images, strict=True)):
             self.student.load_state_dict(before)
-            own = [images, *(entry.images for entry in self.pool.of(teacher.name))]
-            shares = self.pool.shares(record.round, len(images), teacher.name) if len(own) > 1 else None
+            client = self._client(verdict)
+            own = [images, *(entry.images for entry in self.pool.of(client))]
+            shares = self.pool.shares(record.round, len(images), client) if len(own) > 1 else None
             generator = self._generator(record.round, number, teacher)
             found = distill_student(self.student, [teacher], own, self.pipeline.distillation, generator, shares)
             self._check_student(record.round)
@@ -258,36 +255,39 @@ class Core:
             )
         self.student.load_state_dict(before)
 
-    def improve(self, record: RoundRecord, aggregated: Mapping[str, Tensor]) -> Weights:
-        """The aggregated student after distillation, where this round refines; else as it is."""
-        self.student.load_state_dict(aggregated)
-        if record.refined:
+    def improve(
+        self, record: RoundRecord, aggregated: Mapping[str, Tensor] | None, sent: Mapping[str, Tensor]
+    ) -> Weights:
+        """The aggregated student after distillation, where this round refines; else as it is.
+
+        Where the inner strategy skipped the round, the student is again what was `sent`.
+        """
+        self.student.load_state_dict(sent if aggregated is None else aggregated)
+        if record.refined and aggregated is not None:
             record.distillation = self._distill(record)
         return self.weights
 
-    def close(self, record: RoundRecord, started: float, arrays: ArrayRecord | None, strategy: Any) -> None:
+    def close(self, record: RoundRecord, started: float, strategy: Any) -> None:
         """Keep what later rounds need, on disk too, and tell who wants to know.
 
         Args:
-            arrays: the global model after this round.
             strategy: the inner one, after it aggregated.
         """
         record.seconds = time.perf_counter() - started
-        if self.state is not None and arrays is not None:
-            self.state.close(record, arrays, strategy)
-        self.pool.add(record.round, [teacher.name for teacher in record.teachers], record.images)
+        clients = [self._client(verdict) for verdict in record.verdicts if verdict.admitted]
+        if self.state is not None:
+            self.state.close(record, clients, self.weights, strategy)
+        self.pool.add(record.round, clients, record.images)
         record.projections = []  # a copy of the student per client; nobody needs them any more
         self.rounds.append(record)
         if self.on_round is not None:
             self.on_round(record)
 
     def _same_architecture(self, teachers: Sequence[TrainedTeacher]) -> bool:
-        wanted = {key: value.shape for key, value in self.student.state_dict().items()}
-        return all(
-            teacher.classes in (None, tuple(range(self.student.spec.num_classes)))
-            and {key: value.shape for key, value in teacher.model.state_dict().items()} == wanted
-            for teacher in teachers
-        )
+        """Whether weights mean the same in all of them and in the student, so that they can be averaged."""
+        wanted = _meaning(self.student)
+        every = tuple(range(self.student.spec.num_classes))
+        return all(t.classes in (None, every) and _meaning(t.model) == wanted for t in teachers)
 
     def _check_student(self, server_round: int) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
@@ -296,3 +296,8 @@ class Core:
 
 def _weights_of(teacher: TrainedTeacher) -> Weights:
     return {key: value.detach().cpu().clone() for key, value in teacher.model.state_dict().items()}
+
+
+def _meaning(model: Classifier) -> tuple[Any, ...]:
+    normalisation = (tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
+    return model.spec.name, dict(model.spec.kwargs), model.image_size, normalisation

@@ -14,9 +14,10 @@ from flwr.serverapp.strategy import FedAvgM, Strategy
 from smi_fed.models import Classifier
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import Verdict
-from smi_fed.strategies.core import Core, Options
+from smi_fed.strategies.core import Core
+from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord, common_metrics
-from smi_fed.strategies.wrapping import check_inner, clipped, layers, refuse_from_outside
+from smi_fed.strategies.wrapping import check_inner, clipped, is_private, layers, refuse_from_outside
 
 
 class DataFreeDistillation(Strategy):
@@ -104,12 +105,13 @@ class DataFreeDistillation(Strategy):
         verdicts = self.core.judge(self._answers(replies)) if self._resumed is None else self._resumed
         record = self.core.learn(server_round, verdicts)
         arrays, metrics = self.strategy.aggregate_train(server_round, self._project(record))
+        aggregated = None if arrays is None else arrays.to_torch_state_dict()
+        improved = self.core.improve(record, aggregated, self._arrays.to_torch_state_dict())
         if arrays is not None:
-            improved = self.core.improve(record, arrays.to_torch_state_dict())
+            arrays = ArrayRecord(improved)  # in the student's precision: FedAdam and others return doubles
             if record.refined:
-                arrays = ArrayRecord(improved)
                 self._follow(arrays)
-        self.core.close(record, started, arrays, self.strategy)
+        self.core.close(record, started, self.strategy)
         return arrays, metrics
 
     def _answers(self, replies: Iterable[Message]) -> list[Answer]:
@@ -130,15 +132,21 @@ class DataFreeDistillation(Strategy):
         return answers + [Answer(node, failure="no reply in time") for node in asked.values()]
 
     def _project(self, record: RoundRecord) -> list[Message]:
-        """One reply in the student's space per admitted teacher; each has arrays of its own."""
+        """One reply in the student's space per admitted teacher; each has arrays of its own.
+
+        Under differential privacy all weigh the same: noise is measured for an update's norm
+        over the number of clients, not for what a client claims to have.
+        """
         admitted: Sequence[Verdict] = [verdict for verdict in record.verdicts if verdict.admitted]
         sent = self._arrays.to_numpy_ndarrays()
+        private = any(is_private(layer) for layer in layers(self.strategy))
         projected = []
         for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
             assert verdict.teacher is not None
             arrays, more = clipped([weight.numpy() for weight in weights.values()], sent, self.strategy)
             content = records.projected_reply(
-                dict(zip(weights, arrays, strict=True)), verdict.teacher.num_examples, verdict.train_loss,
+                dict(zip(weights, arrays, strict=True)), 1 if private else verdict.teacher.num_examples,
+                verdict.train_loss,
                 {**metrics, **more},
             )  # fmt: skip
             projected.append(_reply(verdict, content))

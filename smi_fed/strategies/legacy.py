@@ -17,9 +17,10 @@ from smi_fed.checks import require
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import claimed_arrays
-from smi_fed.strategies.core import Core, Options
+from smi_fed.strategies.core import Core
+from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord, common_metrics
-from smi_fed.strategies.wrapping import check_inner, clipped, layers, refuse_from_outside
+from smi_fed.strategies.wrapping import check_inner, clipped, is_private, layers, refuse_from_outside
 
 PRIVATE = (
     legacy.DifferentialPrivacyServerSideFixedClipping,
@@ -108,12 +109,13 @@ class LegacyDataFreeDistillation(Strategy):
         parameters, metrics = self.strategy.aggregate_fit(
             server_round, self._project(record), failures if strict else []
         )
+        aggregated = None if parameters is None else self._named(parameters_to_ndarrays(parameters))
+        improved = self.core.improve(record, aggregated, self._named(self._sent))
         if parameters is not None:
-            improved = self.core.improve(record, self._named(parameters_to_ndarrays(parameters)))
+            parameters = ndarrays_to_parameters([weight.numpy() for weight in improved.values()])
             if record.refined:
-                parameters = ndarrays_to_parameters([weight.numpy() for weight in improved.values()])
                 self._follow(parameters)
-        self.core.close(record, started, None, self.strategy)
+        self.core.close(record, started, self.strategy)
         return parameters, metrics
 
     def _answers(self, results: Results, failures: Failures) -> list[Answer]:
@@ -144,6 +146,7 @@ class LegacyDataFreeDistillation(Strategy):
 
     def _project(self, record: RoundRecord) -> Results:
         admitted = [verdict for verdict in record.verdicts if verdict.admitted]
+        private = any(is_private(layer) for layer in layers(self.strategy))
         projected = []
         for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
             assert verdict.teacher is not None
@@ -151,7 +154,8 @@ class LegacyDataFreeDistillation(Strategy):
             arrays, more = clipped([weight.numpy() for weight in weights.values()], self._sent, self.strategy)
             numbers: dict[str, Scalar] = {**metrics, records.TRAIN_LOSS: verdict.train_loss, **more}
             parameters = ndarrays_to_parameters(arrays)
-            projected.append((client, FitRes(reply.status, parameters, verdict.teacher.num_examples, numbers)))
+            examples = 1 if private else verdict.teacher.num_examples
+            projected.append((client, FitRes(reply.status, parameters, examples, numbers)))
         return projected
 
     def _named(self, arrays: NDArrays) -> dict[str, torch.Tensor]:

@@ -73,13 +73,22 @@ def pack_reply(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     *,
-    name: str,
     num_examples: int,
     train_loss: float,
+    name: str = "",
     label_counts: list[int] | None = None,
     statistics: FeatureStatistics | None = None,
 ) -> RecordDict:
-    """A client's reply."""
+    """A client's reply.
+
+    Args:
+        spec: what the weights are of.
+        weights: state dict of a `Classifier` or of a plain timm model.
+        num_examples, train_loss: of the training.
+        name: how the client wants to be called in reports; the node's id where empty.
+        label_counts: examples per class; without them the server assumes as many of each.
+        statistics: for the feature-statistics prior.
+    """
     metrics: dict[str, int | float | list[int]] = {NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
     if label_counts is not None:
         metrics[LABEL_COUNTS] = label_counts

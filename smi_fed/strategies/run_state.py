@@ -22,7 +22,7 @@ from smi_fed.inversion import FeatureStatistics, SparseImages
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.pipeline import InversionRecord, TrainedTeacher
 from smi_fed.strategies.admission import Verdict
-from smi_fed.strategies.round_record import RoundRecord
+from smi_fed.strategies.round_record import RoundRecord, Weights
 from smi_fed.strategies.wrapping import layers
 
 VERSION = 1
@@ -62,8 +62,8 @@ class RunState:
         differing = sorted(name for name in self.identity if theirs.get(name) != self.identity[name])
         if differing:
             raise FileFormatError(
-                f"{path}: of another, unfinished run, which differs in {', '.join(differing)}; run that one to its end, "
-                "or delete the directory to begin anew"
+                f"{path}: of another, unfinished run, which differs in {', '.join(differing)}; run that one to its "
+                "end, or delete the directory to begin anew"
             )
 
     def _content(self) -> dict[str, Any]:
@@ -116,16 +116,20 @@ class RunState:
         """The directory of one teacher's inversion."""
         return self._path(server_round, f"inversion{number}")
 
-    def close(self, record: RoundRecord, weights: ArrayRecord, strategy: Any) -> None:
-        """Write the global model and the inner strategy's memory; then the round is over."""
-        tensors = {f"global.{key}": torch.from_numpy(array.numpy().copy()) for key, array in weights.items()}
+    def close(self, record: RoundRecord, clients: list[str], weights: Weights, strategy: Any) -> None:
+        """Write the global model and the inner strategy's memory; then the round is over.
+
+        Args:
+            clients: what the pool calls them.
+        """
+        tensors = {f"global.{key}": weight for key, weight in weights.items()}
         memory, numbers = remember(strategy)
         tensors |= {f"memory.{key}": torch.from_numpy(np.array(value)) for key, value in memory.items()}
         told = {"numbers": json.dumps(numbers), "order": json.dumps(list(weights))}
         save_tensors(self._global(record.round), tensors, GLOBAL, VERSION, **told)
         self.lines.append({
             "round": record.round,
-            "teachers": [teacher.name for teacher in record.teachers],
+            "clients": clients,
             "inversions": [asdict(each) for each in record.inversions],
             "distillation": asdict(record.distillation),
             "reused": record.reused,
@@ -163,7 +167,7 @@ class RunState:
             if line["round"] == self.completed:
                 record.verdicts = self.verdicts(line["round"]) or []
             record.images = [
-                SparseImages.load(image_path(images, line["round"], i)) for i in range(len(line["teachers"]))
+                SparseImages.load(image_path(images, line["round"], i)) for i in range(len(line["clients"]))
             ]
             found.append(record)
         return found

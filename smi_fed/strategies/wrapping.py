@@ -93,7 +93,7 @@ def _refusing(construct: Any, wrapper: type, name: str) -> Any:
     @functools.wraps(construct)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
         inner = kwargs.get("strategy", args[0] if args else None)
-        if isinstance(inner, wrapper):
+        if any(isinstance(layer, wrapper) for layer in layers(inner)):
             raise SettingError(
                 "strategy", type(inner).__name__, f"the other way round, {wrapper.__name__}({name}(...)): from outside "
                 "it would clip and noise the distilled student, not what a client sent",

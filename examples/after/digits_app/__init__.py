@@ -1,0 +1,1 @@
+"""FedAdam on scikit-learn's digits."""

@@ -1,0 +1,50 @@
+"""What both wrappers of Flower's strategies are configured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from smi_fed.models import ModelSpec
+from smi_fed.pipeline import PipelineConfig
+from smi_fed.pool import PoolConfig
+from smi_fed.strategies.admission import AdmissionPolicy
+from smi_fed.strategies.round_record import RoundRecord
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of both wrappers; `student` is required.
+
+    student: spec of the global model; its class names are the federation's label space.
+    pipeline: settings of inversion and distillation.
+    policy: what a client may claim.
+    min_teachers: fewer admitted teachers end the run.
+    projection: what the inner strategy aggregates. `ensemble`: one student, taught by all
+        teachers on all images; `per_teacher`: a student for each teacher, taught by it
+        alone on its own images.
+    refine: where all replies have the student's architecture, let the inner strategy
+        aggregate them as they are and distill into its result.
+    pool: use of earlier rounds' images.
+    seed: of targets, inversion and distillation.
+    device: where inversion and distillation run.
+    image_directory: where each teacher's images are written as soon as they are done; None
+        keeps them in memory only.
+    state_directory: where the run keeps what a killed server goes on from; None keeps nothing.
+    on_round: called with the finished `RoundRecord`.
+    """
+
+    student: ModelSpec
+    pipeline: PipelineConfig
+    policy: AdmissionPolicy
+    min_teachers: int
+    projection: str
+    refine: bool
+    pool: PoolConfig
+    seed: int
+    device: torch.device | str
+    image_directory: Path | None
+    state_directory: Path | None
+    on_round: Callable[[RoundRecord], None] | None
