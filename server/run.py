@@ -26,7 +26,7 @@ from smi_fed.files import writable_directory, write_json
 from smi_fed.models import build_model
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation
-from smi_fed.strategies.admission import DEFAULT_ARCHITECTURES
+from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from simulations import rounds
 from simulations.compare import draw, print_table
 from simulations.superlink import PROJECT
 from smi_fed.files import write_json
@@ -31,7 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, nargs="+", help="artefact directories of demo runs")
     parser.add_argument("--compare", type=Path, nargs="+", help="output directories of comparisons")
+    parser.add_argument("--rounds", type=Path, nargs="+", help="output directories of the study of rounds")
     options = parser.parse_args(arguments)
+    if options.rounds:
+        text = "".join((path / "runs.jsonl").read_text(encoding="utf-8") for path in options.rounds)
+        (RESULTS / "rounds.jsonl").write_text(text, encoding="utf-8")
+        rounds.draw([json.loads(line) for line in text.splitlines()], PROJECT / "docs" / "rounds.png")
     if options.demo:
         reports = [read_report(path / "report.json") for path in options.demo]
         write_json(RESULTS / "demo.json", {"cpus": os.cpu_count(), "reports": reports})
@@ -47,7 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def filled(readme: str) -> str:
     """The README with its tables as the kept results have them."""
-    for name, render in (("demo", demo_table), ("compare", compare_table), ("throughput", throughput_table)):
+    for name, render in (
+        ("demo", demo_table),
+        ("compare", compare_table),
+        ("throughput", throughput_table),
+        ("rounds", rounds_table),
+    ):
         before, start, rest = readme.partition(f"<!-- {name}:start -->\n")
         _, end, after = rest.partition(f"<!-- {name}:end -->")
         readme = before + start + render() + end + after
@@ -93,6 +104,19 @@ def compare_table() -> str:
         "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
         f"`python -m simulations.compare --seeds {seeds}`, one thread; here each seed was a process of its own and two "
         "ran at a time on two cores. [Raw pieces](benchmarks/results/compare.jsonl).\n"
+    )
+
+
+def rounds_table() -> str:
+    """What `simulations.rounds` printed, from the kept runs."""
+    lines = [json.loads(line) for line in (RESULTS / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    printed = io.StringIO()
+    rounds.print_table(lines, Console(file=printed, width=110))
+    seeds = " ".join(sorted({str(line["seed"]) for line in lines}))
+    return (
+        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+        f"`python -m simulations.rounds --seeds {seeds}`, real runs on Flower's simulation engine, CPU. "
+        "[Raw runs](benchmarks/results/rounds.jsonl).\n"
     )
 
 

@@ -58,7 +58,10 @@ class SuperLink:
             supernodes: of a simulation; None for separate SuperNodes.
         """
         command = [_tool("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
-        command += ["--run-config", f'overrides="{overrides}" output="{output}"']
+        config = f'overrides="{overrides}" output="{output}"'
+        if supernodes is not None:  # simulated clients live on this machine, and outlive a killed run here
+            config += f' client-state="{output / "unfinished" / "clients"}"'
+        command += ["--run-config", config]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
             command += ["--federation-config", resources]

@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simulations.measuring import PROJECT, alternating, environment, matmul_rate, peak_bytes, random_model, synchronise
+from simulations.measuring import PROJECT, alternating, environment, matmul_rate, peak_bytes, random_model
 from simulations.naive_inversion import NaiveInversion
 from simulations.one_device import FederationConfig, federation
+from simulations.throughput_checks import agreement, whole_run
 from simulations.throughput_table import print_tables
 from smi_fed.checks import SettingError, is_integer, require, require_choice
 from smi_fed.config import compose, make
 from smi_fed.devices import choose_device
 from smi_fed.files import write_json
-from smi_fed.inversion import InversionConfig, StopSchedule, invert
+from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.flops import StageFlops, stage_flops
 from smi_fed.inversion.loop import Problem, State, parametrise, start, step, stop_patches
@@ -119,8 +120,8 @@ def measure(config: ThroughputConfig, device: torch.device) -> dict[str, Any]:
     if config.sweep:
         result["sweep"] = sweep(config, model, rates[config.dtype])
     if config.run:
-        result["run"] = whole_run(config, model, targets, result)
-    result["agreement"] = agreement(config, model, targets[:4])
+        result["run"] = whole_run(config.inversion(), config.run, model, targets, result["stages"])
+    result["agreement"] = agreement(config.inversion(), model, targets[:4])
     if config.federation.images:
         del model
         result["federation"] = federation(config.federation, config.inversion(), device, config.seed)
@@ -246,58 +247,6 @@ def sweep(config: ThroughputConfig, model: Classifier, rate: float) -> list[dict
             }
         rows.append(row)
     return rows
-
-
-def whole_run(config: ThroughputConfig, model: Classifier, targets: Tensor, result: dict[str, Any]) -> dict[str, Any]:
-    """A real `invert` from start to end, beside what the stages' medians foretell for it."""
-    schedule = StopSchedule.parse(config.schedule).scaled(config.run / config.iterations)
-    inversion = config.inversion(iterations=config.run, schedule=schedule)
-    ends = [at for at, _ in schedule.stops] + [config.run]
-    begins = [0, *(at for at, _ in schedule.stops)]
-    foretold = sum(
-        (end - begin) * stage["ms"] + stage["stop_ms"]
-        for begin, end, stage in zip(begins, ends, result["stages"], strict=True)
-    )
-    times = alternating(
-        {"invert": lambda: invert(model, targets, inversion, generator=torch.Generator().manual_seed(0))},
-        targets.device, repeats=1, warmup=0,
-    )  # fmt: skip
-    return {
-        "iterations": config.run,
-        "schedule": str(schedule),
-        "seconds": times["invert"][0],
-        "seconds_from_medians": foretold / 1000,
-    }
-
-
-def agreement(config: ThroughputConfig, model: Classifier, targets: Tensor, iterations: int = 40) -> dict[str, Any]:
-    """The fast path beside a plain one: float32, uncompiled, weights as they are, one image at a time.
-
-    Adam's first steps follow the sign of a gradient, so where a gradient is nearly 0
-    rounding can move a pixel the other way by whole steps, and two runs drift apart however
-    exact they are. Hence the mean over pixels, and what the teacher thinks of either.
-    """
-    schedule = StopSchedule.parse(config.schedule).scaled(iterations / config.iterations)
-    fast = config.inversion(iterations=iterations, schedule=schedule)
-    plain = replace(fast, precision="float32", compile=False, batch_size=1)
-    first, second = (invert(model, targets, each, generator=torch.Generator().manual_seed(0)) for each in (fast, plain))
-    difference = (first.images - second.images).abs()
-    both = (first.mask & second.mask).flatten(1).sum(1) / first.mask.flatten(1).sum(1)
-    synchronise(targets.device)
-    return {
-        "images": len(targets),
-        "iterations": iterations,
-        "mean_difference": float(difference.mean()),
-        "same_patches": float(both.float().mean()),
-        "confidence": {"fast": confidence(model, first.images, targets), "plain": confidence(model, second.images,
-                       targets)},
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def confidence(model: Classifier, images: Tensor, targets: Tensor) -> float:
-    """Mean probability that `model` in float32 gives to the targets."""
-    return float(model(images.to(targets.device)).softmax(1).gather(1, targets[:, None]).mean())
 
 
 def ticker(bar: Bar) -> Callable[[], None]:

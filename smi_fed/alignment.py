@@ -68,3 +68,12 @@ def class_positions(own: ModelSpec, student: ModelSpec) -> tuple[int, ...]:
 def union_of_classes(specs: Sequence[ModelSpec]) -> tuple[str, ...]:
     """All class names of `specs`, in the order in which they first come: a student's label space."""
     return tuple(dict.fromkeys(name for spec in specs for name in spec.class_names or ()))
+
+
+def interchangeable(first: Classifier, second: Classifier) -> bool:
+    """Whether weights mean the same in both models: equal shapes alone would let other heads or normalisation pass."""
+    kinds = [
+        (m.spec.name, dict(m.spec.kwargs), m.image_size, m.mean.flatten().tolist(), m.std.flatten().tolist())
+        for m in (first, second)
+    ]
+    return kinds[0] == kinds[1]

@@ -21,66 +21,13 @@ from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
+from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_spec
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.tokens import to_patches
 
-LONGEST_SPEC = 20_000
 LARGEST_IMAGE = 512
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
-
-KWARG_BOUNDS: dict[str, tuple[float, float]] = {
-    "img_size": (8, 512), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
-    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0, 1), "reg_tokens": (0, 16),
-}  # fmt: skip
-KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
-    "qk_norm": (True, False), "qkv_bias": (True, False), "class_token": (True, False), "no_embed_class": (True, False),
-    "pre_norm": (True, False), "global_pool": ("token", "avg", "map"),
-}  # fmt: skip
-INTEGERS = frozenset(KWARG_BOUNDS) - {"mlp_ratio", "init_values"}
-
-DEFAULT_ARCHITECTURES = (
-    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
-    "deit_small_patch16_224", "deit_base_patch16_224", "deit_tiny_distilled_patch16_224",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AdmissionPolicy:
-    """What a client may claim.
-
-    Args:
-        architectures: timm names that are let in, exactly.
-        max_parameters: largest model.
-        max_examples: claimed examples are cut to this.
-        max_claim_ratio: ... and to this many times the median claim of the round, so that
-            one client cannot outweigh all others by a number.
-    """
-
-    architectures: tuple[str, ...] = DEFAULT_ARCHITECTURES
-    max_parameters: int = 200_000_000
-    max_examples: int = 10_000_000
-    max_claim_ratio: float = 10.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "architectures", tuple(self.architectures))
-        for key in ("max_parameters", "max_examples", "max_claim_ratio"):
-            value = getattr(self, key)
-            if not is_number(value) or value < 1:
-                raise SettingError(key, value, "a number >= 1")
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a teacher has to fit: the student's label space, of which it may know a part, and its channels."""
-
-    student: ModelSpec
-    channels: int
-
-    @classmethod
-    def of(cls, student: Classifier) -> Expectation:
-        """What the student expects."""
-        return cls(student.spec, len(student.mean))
 
 
 @dataclass(frozen=True)
@@ -129,45 +76,6 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     statistics = read_statistics(claim, model) if claim.statistics else None
     classes = class_positions(spec, expected.student)
     return TrainedTeacher(claim.name, model, examples, counts, statistics, classes, expected.student.num_classes)
-
-
-def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> ModelSpec:
-    """A claimed spec that is on the allow-list with arguments inside their bounds.
-
-    Raises:
-        BadReplyError: naming the first thing that is not allowed.
-    """
-    if len(text) > LONGEST_SPEC:
-        raise BadReplyError(f"the spec has {len(text)} characters, allowed: at most {LONGEST_SPEC}")
-    try:
-        spec = ModelSpec.from_json(text)
-    except SettingError as error:
-        raise BadReplyError(str(error)) from error
-    if spec.name not in policy.architectures:
-        raise BadReplyError(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
-    for key, value in spec.kwargs.items():
-        _check_kwarg(key, value)
-    if any(abs(x) > 10 for x in spec.mean or ()) or any(not 1e-3 <= x <= 10 for x in spec.std or ()):
-        raise BadReplyError(f"normalisation is {spec.mean}, {spec.std}, allowed: means to 10, deviations 0.001 to 10")
-    try:
-        class_positions(spec, expected.student)
-    except SettingError as error:
-        raise BadReplyError(f"the model's classes are not the student's: {error}") from error
-    return spec
-
-
-def _check_kwarg(key: str, value: Any) -> None:
-    if key in KWARG_CHOICES:
-        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in KWARG_CHOICES[key]):
-            raise BadReplyError(f"argument {key} is {value!r}, allowed: {KWARG_CHOICES[key]}")
-        return
-    if key not in KWARG_BOUNDS:
-        allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
-        raise BadReplyError(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
-    low, high = KWARG_BOUNDS[key]
-    whole = not isinstance(value, float) or key not in INTEGERS
-    if not is_number(value) or not whole or not low <= value <= high:
-        raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
 
 
 def claimed_arrays(

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smi_fed.alignment import interchangeable
 from smi_fed.checks import SettingError
 from smi_fed.distillation import DistillationRecord
 from smi_fed.files import writable_directory
 from smi_fed.inversion import DivergedError, SparseImages
-from smi_fed.models import Classifier, ModelSpec, build_model
+from smi_fed.models import ModelSpec, build_model
 from smi_fed.pipeline import (
     InversionRecord,
     PipelineConfig,
@@ -57,6 +58,7 @@ class Core:
         image_directory: Path | None = None,
         state_directory: Path | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        inner: str = "",
     ) -> None:
         if min_teachers < 1:
             raise SettingError("min_teachers", min_teachers, "an int >= 1")
@@ -72,7 +74,7 @@ class Core:
         self.state: RunState | None = None
         if state_directory is not None:
             self.image_directory = writable_directory(image_directory or state_directory / "images")
-            self.state = RunState(state_directory, self._identity())
+            self.state = RunState(state_directory, self._identity() | {"strategy": inner})
             self._replay(self.state, self.image_directory)
 
     def _identity(self) -> dict[str, str]:
@@ -126,6 +128,16 @@ class Core:
         teachers = iter(cap_claims([v.teacher for v in verdicts if v.teacher is not None], self.policy))
         return [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in verdicts]
 
+    def saved_verdicts(self, server_round: int) -> list[Verdict] | None:
+        """The verdicts of a round that was interrupted after its replies were judged; else None."""
+        if self.state is None or not self.state.has_verdicts(server_round):
+            return None
+        verdicts = self.state.verdicts(server_round)
+        for verdict in verdicts:
+            if verdict.teacher is not None:
+                verdict.teacher.model.to(self.device)
+        return verdicts
+
     def _judge_one(self, answer: Answer) -> Verdict:
         if answer.claim is None:
             return Verdict(answer.node, reason=answer.failure)
@@ -149,11 +161,11 @@ class Core:
         """
         record = RoundRecord(server_round, verdicts)
         self._check_teachers(record)
-        if self.state is not None and self.state.verdicts(server_round) is None:
+        if self.state is not None and not self.state.has_verdicts(server_round):
             self.state.save_verdicts(server_round, verdicts)
         self._invert_all(record)
         self._check_teachers(record)
-        record.refined = self.refine and self._same_architecture(record.teachers)
+        record.refined = self.refine and all(self._averages(teacher) for teacher in record.teachers)
         if self.refine and not record.refined:
             log.warning("round %d: replies of other architectures than the student's are projected", server_round)
         if record.refined:
@@ -283,11 +295,10 @@ class Core:
         if self.on_round is not None:
             self.on_round(record)
 
-    def _same_architecture(self, teachers: Sequence[TrainedTeacher]) -> bool:
-        """Whether weights mean the same in all of them and in the student, so that they can be averaged."""
-        wanted = _meaning(self.student)
+    def _averages(self, teacher: TrainedTeacher) -> bool:
+        """Whether the teacher's weights can be averaged with the student's."""
         every = tuple(range(self.student.spec.num_classes))
-        return all(t.classes in (None, every) and _meaning(t.model) == wanted for t in teachers)
+        return teacher.classes in (None, every) and interchangeable(teacher.model, self.student)
 
     def _check_student(self, server_round: int) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
@@ -296,8 +307,3 @@ class Core:
 
 def _weights_of(teacher: TrainedTeacher) -> Weights:
     return {key: value.detach().cpu().clone() for key, value in teacher.model.state_dict().items()}
-
-
-def _meaning(model: Classifier) -> tuple[Any, ...]:
-    normalisation = (tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
-    return model.spec.name, dict(model.spec.kwargs), model.image_size, normalisation

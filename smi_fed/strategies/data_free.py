@@ -45,7 +45,7 @@ class DataFreeDistillation(Strategy):
         )  # fmt: skip
         refuse_from_outside(DataFreeDistillation)
         self.strategy = strategy
-        self.core = Core(**options)  # type: ignore[misc]
+        self.core = Core(**options, inner=" around ".join(type(each).__name__ for each in layers(strategy)))  # type: ignore[misc]
         self._sent: list[Message] = []
         self._resumed: list[Verdict] | None = None
         self.done_before = len(self.core.rounds)
@@ -87,7 +87,7 @@ class DataFreeDistillation(Strategy):
         self._arrays = arrays.copy()
         self.core.student.load_state_dict(arrays.to_torch_state_dict())
         self._sent = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._resumed = None if self.core.state is None else self.core.state.verdicts(server_round)
+        self._resumed = self.core.saved_verdicts(server_round)
         if self._resumed is not None:
             self._sent = []
         return self._sent

@@ -89,13 +89,14 @@ class RunState:
             for v, number in zip(verdicts, numbers, strict=True)
         ])  # fmt: skip
 
-    def verdicts(self, server_round: int) -> list[Verdict] | None:
-        """The verdicts of a round with their teachers; None where the round has none yet."""
-        path = self._path(server_round, "verdicts.json")
-        if not path.exists():
-            return None
+    def has_verdicts(self, server_round: int) -> bool:
+        """Whether the replies of a round were judged."""
+        return self._path(server_round, "verdicts.json").exists()
+
+    def verdicts(self, server_round: int) -> list[Verdict]:
+        """The verdicts of a round with their teachers, on the CPU."""
         found = []
-        for line in json.loads(path.read_text(encoding="utf-8")):
+        for line in json.loads(self._path(server_round, "verdicts.json").read_text(encoding="utf-8")):
             number = line.pop("teacher")
             model = None if number is None else self._path(server_round, f"model{number}.safetensors")
             teacher = None if model is None else _load_teacher(model)
@@ -165,7 +166,7 @@ class RunState:
                 seconds=line["seconds"],
             )
             if line["round"] == self.completed:
-                record.verdicts = self.verdicts(line["round"]) or []
+                record.verdicts = self.verdicts(line["round"])
             record.images = [
                 SparseImages.load(image_path(images, line["round"], i)) for i in range(len(line["clients"]))
             ]

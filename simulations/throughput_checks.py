@@ -1,0 +1,66 @@
+"""Is what throughput says true of real images: a whole run, and the fast path beside a plain one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simulations.measuring import alternating, synchronise
+from smi_fed.inversion import InversionConfig, invert
+from smi_fed.models import Classifier
+
+
+def whole_run(
+    config: InversionConfig, iterations: int, model: Classifier, targets: Tensor, stages: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A real `invert` from start to end, beside what the stages' medians foretell for it."""
+    schedule = config.schedule.scaled(iterations / config.iterations)
+    inversion = replace(config, iterations=iterations, schedule=schedule)
+    ends = [at for at, _ in schedule.stops] + [iterations]
+    begins = [0, *(at for at, _ in schedule.stops)]
+    foretold = sum(
+        (end - begin) * stage["ms"] + stage["stop_ms"] for begin, end, stage in zip(begins, ends, stages, strict=True)
+    )
+    times = alternating(
+        {"invert": lambda: invert(model, targets, inversion, generator=torch.Generator().manual_seed(0))},
+        targets.device, repeats=1, warmup=0,
+    )  # fmt: skip
+    return {
+        "iterations": iterations,
+        "schedule": str(schedule),
+        "seconds": times["invert"][0],
+        "seconds_from_medians": foretold / 1000,
+    }
+
+
+def agreement(config: InversionConfig, model: Classifier, targets: Tensor, iterations: int = 40) -> dict[str, Any]:
+    """The fast path beside a plain one: float32, uncompiled, weights as they are, one image at a time.
+
+    Adam's first steps follow the sign of a gradient, so where a gradient is nearly 0
+    rounding can move a pixel the other way by whole steps, and two runs drift apart however
+    exact they are. Hence the mean over pixels, and what the teacher thinks of either.
+    """
+    schedule = config.schedule.scaled(iterations / config.iterations)
+    fast = replace(config, iterations=iterations, schedule=schedule)
+    plain = replace(fast, precision="float32", compile=False, batch_size=1)
+    first, second = (invert(model, targets, each, generator=torch.Generator().manual_seed(0)) for each in (fast, plain))
+    difference = (first.images - second.images).abs()
+    both = (first.mask & second.mask).flatten(1).sum(1) / first.mask.flatten(1).sum(1)
+    synchronise(targets.device)
+    return {
+        "images": len(targets),
+        "iterations": iterations,
+        "mean_difference": float(difference.mean()),
+        "same_patches": float(both.float().mean()),
+        "confidence": {"fast": confidence(model, first.images, targets), "plain": confidence(model, second.images,
+                       targets)},
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def confidence(model: Classifier, images: Tensor, targets: Tensor) -> float:
+    """Mean probability that `model` in float32 gives to the targets."""
+    return float(model(images.to(targets.device)).softmax(1).gather(1, targets[:, None]).mean())
