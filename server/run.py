@@ -192,10 +192,10 @@ def build_inner(settings: Settings) -> Strategy:
     nodes = config.min_nodes
     common = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
     try:
-        return getattr(strategies, config.name)(**{**common, **config.arguments})
+        return getattr(strategies, config.name)(**{**common, **(config.arguments or {})})
     except (TypeError, ValueError) as error:
         allowed = f"what {config.name} takes ({error})"
-        raise SettingError("strategy.arguments", dict(config.arguments), allowed) from error
+        raise SettingError("strategy.arguments", dict(config.arguments or {}), allowed) from error
 
 
 def check_models(settings: Settings) -> None:

@@ -127,7 +127,7 @@ class StrategyConfig:
     """
 
     name: str = "FedAvg"
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] | None = None
     distillation: bool = True
     projection: str = "ensemble"
     refine: bool = False
@@ -140,6 +140,7 @@ class StrategyConfig:
         require_choice("projection", self.projection, ("ensemble", "per_teacher"))
         for key in ("distillation", "refine"):
             require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
+        object.__setattr__(self, "arguments", {} if self.arguments is None else self.arguments)
         require(isinstance(self.arguments, Mapping), "arguments", self.arguments, "a mapping")
         for key in ("rounds", "min_nodes"):
             value = getattr(self, key)

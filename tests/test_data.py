@@ -302,3 +302,14 @@ def test_a_hub_data_set_without_a_train_split(hub):
     hub[1].update(validation=dataset([0, 1, 2]))
     with pytest.raises(ValueError, match="'train' is not present"):
         hub_images(HUB)
+
+
+def test_the_images_of_some_classes_in_their_order():
+    data = ImageSet(torch.arange(6.0).view(6, 1, 1, 1), torch.tensor([0, 1, 2, 2, 1, 0]), ("a", "b", "c"))
+    some = data.of_classes(("c", "a"))
+    assert (some.images.flatten().tolist(), some.labels.tolist()) == ([0, 2, 3, 5], [1, 0, 0, 1])
+    assert some.class_names == ("c", "a")
+    assert data.of_classes(None) is data
+    assert data.of_classes(["a", "b", "c"]) is data
+    with pytest.raises(SettingError, match=r"class_names: got \['d'\]"):
+        data.of_classes(("a", "d"))
