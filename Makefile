@@ -26,7 +26,7 @@ throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow

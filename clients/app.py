@@ -101,8 +101,11 @@ def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec
 
 
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:
-    """Feature statistics if the run uses them, the model has tokens and there are enough examples."""
-    wanted = settings.inversion.statistics > 0 and is_token_model(model.backbone)
-    if not wanted or len(data) < settings.client.minimum_examples:
+    """Feature statistics if the run uses them, the model has tokens and there are enough examples.
+
+    A strategy that runs by itself wants one record of arrays in a reply.
+    """
+    wanted = settings.strategy.distillation and settings.inversion.statistics > 0
+    if not wanted or not is_token_model(model.backbone) or len(data) < settings.client.minimum_examples:
         return None
     return feature_statistics(model, data.images.split(256))

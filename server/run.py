@@ -132,7 +132,7 @@ class FederatedRun:
             )
             return
         arrays = self.strategy.initial_arrays
-        if len(self.scores) < len(self.strategy.rounds) or self.strategy.rounds:
+        if self.strategy.rounds:
             self._evaluate_last(arrays)
         self.strategy.start(
             grid=grid,

@@ -33,9 +33,15 @@ class DataFreeDistillation(Strategy):
             DataFreeDistillation(DifferentialPrivacy...(...), projection="per_teacher").
         options: see `Options`; `student` is required.
 
+    Attributes:
+        initial_arrays: what `start` begins with: the student's random weights, or the student
+            of a run that goes on.
+        done_before: rounds that were over when this object was made.
+
     Raises:
         SettingError: at construction, for a strategy that cannot be wrapped or settings
             that cannot be, with the reason.
+        FileFormatError: at construction, for a state directory that is damaged or of another run.
     """
 
     def __init__(self, strategy: Strategy, **options: Unpack[Options]) -> None:
@@ -49,6 +55,8 @@ class DataFreeDistillation(Strategy):
         self._sent: list[Message] = []
         self._resumed: list[Verdict] | None = None
         self.done_before = len(self.core.rounds)
+        resumed = None if self.core.state is None else self.core.state.resume(strategy)
+        self.initial_arrays = ArrayRecord(self.core.weights) if resumed is None else resumed
         self._arrays = self.initial_arrays
 
     @property
@@ -60,12 +68,6 @@ class DataFreeDistillation(Strategy):
     def rounds(self) -> list[RoundRecord]:
         """What each round did."""
         return self.core.rounds
-
-    @property
-    def initial_arrays(self) -> ArrayRecord:
-        """What `start` begins with: the student's random weights, or the student of a run that goes on."""
-        resumed = None if self.core.state is None else self.core.state.resume(self.strategy)
-        return ArrayRecord(self.core.weights) if resumed is None else resumed
 
     def remaining_rounds(self, rounds: int) -> int:
         """Of `rounds` those that a run which goes on still has to do; `start` counts them from 1 again."""

@@ -222,3 +222,28 @@ def test_every_architecture_of_the_demo_is_admissible_and_different():
     }
     assert len(shapes) == len(settings.model.clients) + 1
     assert min(len({shape[i] for shape in shapes}) for i in range(3)) >= 2
+
+
+@pytest.mark.parametrize("strategy", ["FedAvg", "FedProx strategy.arguments={proximal_mu:0.1}", "FedMedian"])
+def test_a_strategy_by_itself_over_one_architecture(tmp_path, strategy):
+    overrides = (
+        f"{SMOKE} model=digits_homogeneous strategy.distillation=false strategy.rounds=2 strategy.name={strategy}"
+    )
+    report = run(tmp_path, overrides)
+    assert report["strategy"] == strategy.split()[0]
+    assert [each["round"] for each in report["rounds"]] == [1, 2]
+    assert report["ensemble"] is None
+    assert load_student(tmp_path / "out" / "student.safetensors").spec.num_classes == 10
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
+def test_other_architectures_are_refused_where_nothing_is_distilled():
+    with pytest.raises(SettingError, match=r"model\.clients\..*strategy\.distillation is false"):
+        check_models(load_settings(CONF, f"{SMOKE} strategy.distillation=false"))
+
+
+def test_two_rounds_of_different_models(tmp_path):
+    report = run(tmp_path, f"{SMOKE} strategy.rounds=2 pool.images=8 pool.warm=true strategy.name=FedAdam")
+    assert [each["round"] for each in report["rounds"]] == [1, 2]
+    assert report["pool"] == {"reused": 8}
+    assert report["status"] == "completed"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parents[2]
 OVERRIDES = [
-    "experiment=smoke", "strategy.rounds=2", "inversion.iterations=300", "inversion.schedule='20:0.3,40:0.3'",
+    "experiment=smoke", "strategy.rounds=2", "inversion.iterations=150", "inversion.schedule='20:0.3,40:0.3'",
     "server.images_per_teacher=8", "distillation.steps=60", "pool.images=16", "pool.warm=true",
 ]  # fmt: skip
 
@@ -83,7 +83,6 @@ def test_killed_again_and_again_it_ends_with_the_same_student(tmp_path):
     killed_at(output, r"inversion of client 1: +\d+%")
     assert (output / "unfinished" / "round1-inversion0.json").exists()
     killed_at(output, r"waiting for train replies: .* [12]/2")  # round 2: replies of round 1 are not asked for again
-    killed_at(output, r"distillation: +\d+%")
     found, report, log = to_the_end(output)
     assert "going on after round 1" in log
     assert wanted.keys() == found.keys()
