@@ -228,7 +228,7 @@ def test_claims_are_capped_against_the_round():
     capped = cap_claims(teachers, AdmissionPolicy(max_claim_ratio=10))
     assert [t.num_examples for t in capped] == [100, 200, 2000]
     assert capped[2].label_counts == (500_000, 500_000)  # its proportions are its own
-    assert capped[:2] == teachers[:2]
+    assert [vars(t) for t in capped[:2]] == [vars(t) for t in teachers[:2]]
     two = cap_claims([replace(teachers[0]), teachers[2]], AdmissionPolicy(max_claim_ratio=10))
     assert [t.num_examples for t in two] == [100, 1000]
     assert cap_claims([], AdmissionPolicy()) == []
