@@ -33,8 +33,9 @@ def print_tables(result: dict[str, Any], console: Console | None = None) -> None
         console.print(f"invert for {run['iterations']} iterations ({run['schedule']}): {run['seconds']:.1f} s; the "
                       f"stages' medians foretell {run['seconds_from_medians']:.1f} s")  # fmt: skip
     same = result["agreement"]
+    said = "agree" if same.get("agrees", True) else "DISAGREE"
     console.print(
-        f"fast path and plain float32 after {same['iterations']} iterations: mean difference "
+        f"fast path and plain float32 {said} after {same['iterations']} iterations: mean difference "
         f"{255 * same['mean_difference']:.2f} of 255 grey levels, {same['same_patches']:.0%} of the patches the same, "
         f"confidence {same['confidence']['fast']:.3f} and {same['confidence']['plain']:.3f}"
     )

@@ -29,6 +29,7 @@ def test_everything_once(tmp_path, capsys, monkeypatch):
     assert found["stages"][0]["ms"] == pytest.approx(1000 * statistics.median(found["samples"]["stage 0"]))
     assert found["run"]["schedule"] == "1:0.3,2:0.3,3:0.3,4:0.3"
     assert found["agreement"]["same_patches"] == 1.0
+    assert found["agreement"]["agrees"]
     assert found["agreement"]["mean_difference"] < 1e-3
     assert [row["batch"] for row in found["sweep"]] == [1, 2]
     peaks = found["peak_bytes"]
