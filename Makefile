@@ -29,7 +29,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	@$(BIN)/ruff check .
