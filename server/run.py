@@ -23,7 +23,7 @@ from smi_fed.config import Settings
 from smi_fed.data import load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
-from smi_fed.models import build_model
+from smi_fed.models import build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation
 from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
@@ -124,9 +124,8 @@ class FederatedRun:
     def _rounds(self, grid: Grid) -> None:
         rounds, timeout = self.settings.strategy.rounds, self.settings.strategy.timeout
         if self.strategy is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.settings.seed)
-                arrays = ArrayRecord(build_model(self.settings.model.student).state_dict())  # type: ignore[arg-type]
+            student = build_seeded(self.settings.model.student, self.settings.seed)
+            arrays = ArrayRecord(student.state_dict())  # type: ignore[arg-type]
             self.inner.start(
                 grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=self._evaluate
             )

@@ -9,7 +9,6 @@ picture is student accuracy against inversion seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from simulations.ledger import append_line, read_lines
 from simulations.local_clients import digest, trained_clients
 from simulations.superlink import PROJECT
 from smi_fed.checks import SettingError
@@ -31,7 +31,7 @@ from smi_fed.data import load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import replacing, writable_directory
 from smi_fed.inversion import InversionConfig, StopSchedule
-from smi_fed.models import build_model
+from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig, TrainedTeacher, distill_student, ensemble_accuracy, invert_teacher, seeded
 from smi_fed.progress import show_log
 from smi_fed.training import accuracy
@@ -94,22 +94,9 @@ def compare(settings: Settings, clients: int, output: Path) -> list[dict[str, An
                     for teacher in teachers:
                         teacher.model.to(device)
                 known[key] = {"key": key, **piece(settings, teachers, method, iterations, device)}
-                with ledger.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(known[key]) + "\n")
+                append_line(ledger, known[key])
             done.append(known[key])
     return done
-
-
-def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Pieces by key; a last line that was cut off by a crash is left out."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        found[entry["key"]] = entry
-    return found
 
 
 def piece(settings: Settings, teachers: list[TrainedTeacher], method: str, iterations: int,
@@ -120,9 +107,7 @@ def piece(settings: Settings, teachers: list[TrainedTeacher], method: str, itera
     pipeline = PipelineConfig(settings.server.images_per_teacher, inversion, settings.distillation)
     log.info("seed %d: %s, %d iterations", settings.seed, method, iterations)
     pairs = [invert_teacher(t, i, pipeline, seeded(settings.seed, 1, i)) for i, t in enumerate(teachers)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        student = build_model(settings.model.student).to(device)
+    student = build_seeded(settings.model.student, settings.seed).to(device)
     images = [each for each, _ in pairs]
     distilled = distill_student(
         student, teachers, images, pipeline.distillation, seeded(settings.seed, 1, len(teachers))

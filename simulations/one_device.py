@@ -12,10 +12,18 @@ from torch.nn import functional as F
 
 from simulations.measuring import peak_bytes, random_model, synchronise
 from smi_fed.checks import is_integer, require
-from smi_fed.distillation import DistillationConfig, ensemble_probabilities
-from smi_fed.inversion import InversionConfig
+from smi_fed.distillation import DistillationConfig
+from smi_fed.inversion import InversionConfig, SparseImages
 from smi_fed.models import Classifier
-from smi_fed.pipeline import PipelineConfig, TrainedTeacher, distill_student, invert_teacher, seeded, weights_of
+from smi_fed.pipeline import (
+    InversionRecord,
+    PipelineConfig,
+    TrainedTeacher,
+    distill_student,
+    ensemble_classes,
+    invert_teacher,
+    seeded,
+)
 from smi_fed.training import predict
 
 ARCHITECTURES = ("deit_tiny_patch16_224", "deit_small_patch16_224") * 2
@@ -61,12 +69,13 @@ def federation(config: FederationConfig, inversion: InversionConfig, device: tor
     student = random_model(STUDENT, device, CLASSES)
     test = smooth_images(TEST_IMAGES, 224, seeded(seed, 2))
     before = agreement(student, teachers, test)
-    pairs = []
-    peak = peak_bytes(lambda: pairs.extend(
-        invert_teacher(t, i, pipeline, seeded(seed, 0, i)) for i, t in enumerate(teachers)
-    ), device) if device.type == "cuda" else None  # fmt: skip
-    if not pairs:  # on CPU the profiler's own memory would grow with the minutes
-        pairs = [invert_teacher(t, i, pipeline, seeded(seed, 0, i)) for i, t in enumerate(teachers)]
+    pairs: list[tuple[SparseImages, InversionRecord]] = []
+
+    def invert_all() -> None:
+        pairs.extend(invert_teacher(t, i, pipeline, seeded(seed, 0, i)) for i, t in enumerate(teachers))
+
+    # Not on CPU: the profiler's own memory would grow with the minutes.
+    peak = peak_bytes(invert_all, device) if device.type == "cuda" else invert_all()
     synchronise(device)
     started = time.perf_counter()
     distilled = replace(pipeline.distillation, ensemble="examples")
@@ -99,6 +108,5 @@ def smooth_images(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 def agreement(student: Classifier, teachers: list[TrainedTeacher], images: Tensor) -> float:
     """Share of images that the student names as the ensemble does."""
-    logits = [predict(teacher.model, images) for teacher in teachers]
-    named = ensemble_probabilities(logits, weights_of(teachers, "examples")).argmax(1)
+    named = ensemble_classes(teachers, "examples", images)
     return float((predict(student, images).argmax(1) == named).float().mean())

@@ -10,7 +10,6 @@ engine; each finished run is one JSON line, and a study that was stopped goes on
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from simulations.compare import read_lines
+from simulations.ledger import append_line, read_lines
 from simulations.local_clients import digest, trained_clients
 from simulations.superlink import PROJECT, LaunchError, SuperLink, superlink
 from smi_fed.checks import SettingError
@@ -91,8 +90,7 @@ def study(seeds: Sequence[int], methods: Sequence[str], changes: list[str], outp
                 if key not in known:
                     result = alone(settings, output) if method == "alone" else federated(link, words)
                     known[key] = {"key": key, "seed": seed, "method": method, "overrides": words, **result}
-                    with ledger.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(known[key]) + "\n")
+                    append_line(ledger, known[key])
                 found.append(known[key])
     return found
 

@@ -149,6 +149,13 @@ def build_model(spec: ModelSpec) -> Classifier:
     return classifier
 
 
+def build_seeded(spec: ModelSpec, seed: int) -> Classifier:
+    """`build_model` with random weights that are a function of `seed`; the caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(spec)
+
+
 def _takes_image_size(spec: ModelSpec, kwargs: Mapping[str, Any]) -> bool:
     """Whether this architecture is built for one image size, seen on a build without memory."""
     with torch.device("meta"):

@@ -195,6 +195,10 @@ def distill_student(
 
 def ensemble_accuracy(teachers: Sequence[TrainedTeacher], kind: str, test: ImageSet) -> float:
     """Accuracy of the ensemble as used in distilling, at temperature 1; in [0, 1]."""
-    logits = [predict(teacher.aligned, test.images) for teacher in teachers]
-    named = ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)
-    return float((named == test.labels).float().mean())
+    return float((ensemble_classes(teachers, kind, test.images) == test.labels).float().mean())
+
+
+def ensemble_classes(teachers: Sequence[TrainedTeacher], kind: str, images: Tensor) -> Tensor:
+    """The student's class (n,) that the ensemble names for each image."""
+    logits = [predict(teacher.aligned, images) for teacher in teachers]
+    return ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from smi_fed import files
 from smi_fed.files import FileFormatError
 from smi_fed.sparse_images import FORMAT, VERSION, SparseImages
+from tests.same import assert_same
 
 FIELDS = [f.name for f in fields(SparseImages)]
 
@@ -37,16 +38,6 @@ def uneven():
     mask = torch.zeros(2, 2, 3, dtype=torch.bool)
     mask[0, 0, 0] = mask[1, 0, 1] = mask[1, 1, 1] = True
     return replace(found, mask=mask, stopped_at=torch.where(mask, -1, 4))
-
-
-def assert_same(first, second):
-    for name in FIELDS:
-        a, b = getattr(first, name), getattr(second, name)
-        if isinstance(a, torch.Tensor):
-            assert a.dtype == b.dtype, name
-            assert torch.equal(a, b), name
-        else:
-            assert a == b, name
 
 
 def tensors_of(path):

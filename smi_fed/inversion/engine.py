@@ -147,7 +147,6 @@ def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
     """Two batches of half the images in place of the one that did not fit; neither starts anew.
 
     Raises:
-        DivergedError: the model's gradients overflow.
         torch.OutOfMemoryError: nothing can be halved.
     """
     size = len(work.begun[-1].ids) if work.begun else work.size

@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smi_fed.alignment import interchangeable
 from smi_fed.checks import SettingError
 from smi_fed.distillation import DistillationRecord
 from smi_fed.files import writable_directory
 from smi_fed.inversion import DivergedError, SparseImages
-from smi_fed.models import ModelSpec, build_model
-from smi_fed.pipeline import (
-    InversionRecord,
-    PipelineConfig,
-    TrainedTeacher,
-    distill_student,
-    invert_teacher,
-    seeded,
-)
+from smi_fed.models import ModelSpec, build_seeded
+from smi_fed.pipeline import InversionRecord, PipelineConfig, TrainedTeacher, distill_student, invert_teacher, seeded
 from smi_fed.pool import Pool, PoolConfig
 from smi_fed.strategies.admission import AdmissionPolicy, Expectation, Verdict, admit, cap_claims
 from smi_fed.strategies.records import BadReplyError
@@ -67,9 +60,7 @@ class Core:
         self.device = torch.device(device)
         self.image_directory, self.on_round = image_directory, on_round
         self.pool = Pool(pool or PoolConfig())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.student = build_model(student).to(self.device)
+        self.student = build_seeded(student, seed).to(self.device)
         self.rounds: list[RoundRecord] = []
         self.state: RunState | None = None
         if state_directory is not None:
@@ -96,7 +87,7 @@ class Core:
     @property
     def weights(self) -> Weights:
         """A copy of the student's weights, on the CPU."""
-        return {key: value.detach().cpu().clone() for key, value in self.student.state_dict().items()}
+        return _copied(self.student)
 
     @property
     def expectation(self) -> Expectation:
@@ -169,7 +160,7 @@ class Core:
         if self.refine and not record.refined:
             log.warning("round %d: replies of other architectures than the student's are projected", server_round)
         if record.refined:
-            record.projections = [_weights_of(teacher) for teacher in record.teachers]
+            record.projections = [_copied(teacher.model) for teacher in record.teachers]
         elif self.projection == "ensemble":
             record.distillation = self._distill(record)
             record.projections = [self.weights for _ in record.teachers]
@@ -305,5 +296,5 @@ class Core:
             raise FloatingPointError(f"round {server_round}: distillation diverged, the student is not finite")
 
 
-def _weights_of(teacher: TrainedTeacher) -> Weights:
-    return {key: value.detach().cpu().clone() for key, value in teacher.model.state_dict().items()}
+def _copied(model: nn.Module) -> Weights:
+    return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}

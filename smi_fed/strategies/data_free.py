@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,8 +16,8 @@ from smi_fed.strategies import records
 from smi_fed.strategies.admission import Verdict
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
-from smi_fed.strategies.round_record import Answer, RoundRecord, common_metrics
-from smi_fed.strategies.wrapping import check_inner, clipped, is_private, layers, refuse_from_outside
+from smi_fed.strategies.round_record import Answer, RoundRecord
+from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_from_outside
 
 
 class DataFreeDistillation(Strategy):
@@ -134,25 +134,13 @@ class DataFreeDistillation(Strategy):
         return answers + [Answer(node, failure="no reply in time") for node in asked.values()]
 
     def _project(self, record: RoundRecord) -> list[Message]:
-        """One reply in the student's space per admitted teacher; each has arrays of its own.
-
-        Under differential privacy all weigh the same: noise is measured for an update's norm
-        over the number of clients, not for what a client claims to have.
-        """
-        admitted: Sequence[Verdict] = [verdict for verdict in record.verdicts if verdict.admitted]
-        sent = self._arrays.to_numpy_ndarrays()
-        private = any(is_private(layer) for layer in layers(self.strategy))
-        projected = []
-        for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
-            assert verdict.teacher is not None
-            arrays, more = clipped([weight.numpy() for weight in weights.values()], sent, self.strategy)
-            content = records.projected_reply(
-                dict(zip(weights, arrays, strict=True)), 1 if private else verdict.teacher.num_examples,
-                verdict.train_loss,
-                {**metrics, **more},
-            )  # fmt: skip
-            projected.append(_reply(verdict, content))
-        return projected
+        """One reply in the student's space per admitted teacher; each has arrays of its own."""
+        replies = []
+        for each in projected(record, self._arrays.to_numpy_ndarrays(), self.strategy):
+            verdict = each.verdict
+            content = records.projected_reply(each.arrays, each.num_examples, verdict.train_loss, each.metrics)
+            replies.append(_reply(verdict, content))
+        return replies
 
     def _follow(self, arrays: ArrayRecord) -> None:
         """FedAvgM keeps the global model itself; it goes on from the refined one."""

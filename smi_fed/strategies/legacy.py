@@ -14,13 +14,13 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
 from smi_fed.checks import require
-from smi_fed.models import Classifier, ModelSpec, build_model
+from smi_fed.models import Classifier, ModelSpec, build_seeded
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import claimed_arrays
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
-from smi_fed.strategies.round_record import Answer, RoundRecord, common_metrics
-from smi_fed.strategies.wrapping import check_inner, clipped, is_private, layers, refuse_from_outside
+from smi_fed.strategies.round_record import Answer, RoundRecord
+from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_from_outside
 
 PRIVATE = (
     legacy.DifferentialPrivacyServerSideFixedClipping,
@@ -36,9 +36,7 @@ Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
 def initial_parameters(student: ModelSpec, seed: int = 0) -> Parameters:
     """The student's random weights, for strategies that ask for them when they are made."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ndarrays_to_parameters([w.numpy() for w in build_model(student).state_dict().values()])
+    return ndarrays_to_parameters([w.numpy() for w in build_seeded(student, seed).state_dict().values()])
 
 
 class LegacyDataFreeDistillation(Strategy):
@@ -145,18 +143,13 @@ class LegacyDataFreeDistillation(Strategy):
         return Answer(node, claim, reply=(client, reply))
 
     def _project(self, record: RoundRecord) -> Results:
-        admitted = [verdict for verdict in record.verdicts if verdict.admitted]
-        private = any(is_private(layer) for layer in layers(self.strategy))
-        projected = []
-        for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
-            assert verdict.teacher is not None
-            client, reply = verdict.reply
-            arrays, more = clipped([weight.numpy() for weight in weights.values()], self._sent, self.strategy)
-            numbers: dict[str, Scalar] = {**metrics, records.TRAIN_LOSS: verdict.train_loss, **more}
-            parameters = ndarrays_to_parameters(arrays)
-            examples = 1 if private else verdict.teacher.num_examples
-            projected.append((client, FitRes(reply.status, parameters, examples, numbers)))
-        return projected
+        results = []
+        for each in projected(record, self._sent, self.strategy):
+            client, reply = each.verdict.reply
+            numbers: dict[str, Scalar] = {records.TRAIN_LOSS: each.verdict.train_loss, **each.metrics}
+            parameters = ndarrays_to_parameters(list(each.arrays.values()))
+            results.append((client, FitRes(reply.status, parameters, each.num_examples, numbers)))
+        return results
 
     def _named(self, arrays: NDArrays) -> dict[str, torch.Tensor]:
         names = self.core.student.state_dict().keys()

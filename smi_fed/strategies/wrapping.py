@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from flwr.supercore.differential_privacy import (
 from numpy.typing import NDArray
 
 from smi_fed.checks import SettingError, require_choice
+from smi_fed.strategies.admission import Verdict
+from smi_fed.strategies.round_record import RoundRecord, common_metrics
 
 PROJECTIONS = ("ensemble", "per_teacher")
 
@@ -130,3 +133,32 @@ def clipped(
             compute_clip_model_update(own, sent, layer.clipping_norm)
             return own, {}
     return arrays, {}
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """One admitted client in the student's space, as the inner strategy gets it; Flower's APIs differ only in shape."""
+
+    verdict: Verdict
+    arrays: dict[str, NDArray[Any]]
+    num_examples: int
+    metrics: dict[str, int | float]
+
+
+def projected(record: RoundRecord, sent: list[NDArray[Any]], strategy: Any) -> Iterator[Projected]:
+    """What the inner strategy gets of each admitted client.
+
+    Under differential privacy all weigh the same: noise is measured for an update's norm
+    over the number of clients, not for what a client claims to have.
+
+    Args:
+        sent: arrays of the global student, in its order.
+        strategy: the inner one.
+    """
+    admitted = [verdict for verdict in record.verdicts if verdict.admitted]
+    private = any(is_private(layer) for layer in layers(strategy))
+    for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
+        assert verdict.teacher is not None
+        arrays, more = clipped([weight.numpy() for weight in weights.values()], sent, strategy)
+        examples = 1 if private else verdict.teacher.num_examples
+        yield Projected(verdict, dict(zip(weights, arrays, strict=True)), examples, {**metrics, **more})

@@ -4,14 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from smi_fed.sparse_images import SparseImages
+from tests.same import assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -77,16 +76,6 @@ def after_a_file(directory, pattern):
         return []
 
     return when
-
-
-def assert_same(first, second):
-    for name in (field.name for field in fields(SparseImages)):
-        mine, theirs = getattr(first, name), getattr(second, name)
-        if isinstance(mine, torch.Tensor):
-            assert mine.dtype == theirs.dtype, name
-            assert torch.equal(mine, theirs), name
-        else:
-            assert mine == theirs, name
 
 
 def assert_whole(runs, directory, uninterrupted):

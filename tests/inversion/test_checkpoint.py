@@ -11,6 +11,7 @@ from smi_fed.inversion import InversionConfig, feature_statistics, invert
 from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint, Work
 from smi_fed.sparse_images import SparseImages
 from tests.models import masked_model, small_vit
+from tests.same import assert_same
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4])
 PIXELS = InversionConfig.paper(iterations=6, schedule="2:0.3,4:0.4", jitter=5, batch_size=2)
@@ -36,11 +37,6 @@ def killed_at(iteration):
             raise KilledError
 
     return progress
-
-
-def assert_same(first, second):
-    for name in ("images", "mask", "targets", "ids", "teachers", "stopped_at"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def stopped_inversion(directory, model, at=9, config=PIXELS, **arguments):
