@@ -89,7 +89,7 @@ def _inversion(settings: Settings, last: RoundRecord, seconds: float) -> dict[st
     config = settings.inversion
     kept = sum(float(each.mask.float().mean()) * len(each) for each in last.images)
     return {
-        "method": f"{config.selection} selection, {config.parametrisation}, stops '{config.schedule}'",
+        "method": config.summary,
         "images": sum(map(len, last.images)),
         "iterations": config.iterations,
         "seconds": seconds,

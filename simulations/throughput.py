@@ -33,8 +33,9 @@ from smi_fed.files import write_json
 from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.flops import StageFlops, stage_flops
-from smi_fed.inversion.loop import Problem, State, parametrise, start, step, stop_patches
+from smi_fed.inversion.loop import parametrise, start, step, stop_patches
 from smi_fed.inversion.losses import neighbours
+from smi_fed.inversion.state import Problem, State
 from smi_fed.inversion.teacher import adapt, frozen
 from smi_fed.models import Classifier
 from smi_fed.progress import Bar, show_log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +21,16 @@ from smi_fed.distillation import (
     ensemble_probabilities,
     ensemble_weights,
 )
-from smi_fed.inversion import FeatureStatistics, InversionConfig, SparseImages, StopSchedule, invert
-from smi_fed.inversion.flops import trajectory_flops
+from smi_fed.inversion import (
+    FeatureStatistics,
+    InversionConfig,
+    InversionProgress,
+    SparseImages,
+    StopSchedule,
+    invert,
+    trajectories,
+)
+from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.models import Classifier
 from smi_fed.pool import start_from
 from smi_fed.progress import Bar, show_inversion
@@ -133,19 +141,25 @@ def invert_teacher(
     """Synthetic images of one teacher, with a progress bar.
 
     A teacher that came without feature statistics (few examples, or no patch tokens) is
-    inverted without that prior.
+    inverted without that prior. Where one trajectory gives several images (rebirth) as many
+    are begun as it takes for `images_per_teacher`.
 
     Args:
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
     """
-    targets = draw_targets(teacher, config.images_per_teacher, generator)
-    warm = start_from(last, targets) if last is not None else None
     inversion = config.inversion
+    targets = draw_targets(teacher, trajectories(teacher.model, inversion, config.images_per_teacher), generator)
+    warm = start_from(last, targets) if last is not None else None
     if inversion.statistics and teacher.statistics is None:
         log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
         inversion = replace(inversion, statistics=0.0)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), dict[int, int]()
+
+    def show(now: InversionProgress) -> None:
+        spent.update(now.spent)
+        show_inversion(bar, now)
+
     with Bar(f"inversion of {teacher.name}", inversion.iterations) as bar:
         images = invert(
             teacher.model,
@@ -156,14 +170,18 @@ def invert_teacher(
             warm=warm,
             teacher_id=number,
             checkpoint=checkpoint,
-            progress=lambda now: show_inversion(bar, now),
-        )
+            progress=show,
+        ).select(slice(config.images_per_teacher))
     seconds = time.perf_counter() - started
-    dense = replace(inversion, schedule=StopSchedule())
-    flops, dense_flops = (
-        len(targets) * trajectory_flops(teacher.model, each, teacher.statistics) for each in (inversion, dense)
-    )
-    return images, InversionRecord(seconds, flops, dense_flops)
+    dense = replace(inversion, schedule=StopSchedule(), adaptive=False)
+    dense_flops = len(images) * trajectory_flops(teacher.model, dense, teacher.statistics)
+    return images, InversionRecord(seconds, _flops(teacher, inversion, spent, len(targets)), dense_flops)
+
+
+def _flops(teacher: TrainedTeacher, config: InversionConfig, spent: Mapping[int, int], targets: int) -> int:
+    if not spent:  # the checkpoint was of a finished inversion, and nothing was left to do
+        return targets * trajectory_flops(teacher.model, config, teacher.statistics)
+    return spent_flops(teacher.model, config, spent, targets, teacher.statistics)
 
 
 def weights_of(teachers: Sequence[TrainedTeacher], kind: str) -> Tensor:

@@ -4,6 +4,7 @@ from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.engine import InversionProgress, invert
 from smi_fed.inversion.loop import DivergedError
 from smi_fed.inversion.losses import FeatureStatistics, feature_statistics
+from smi_fed.inversion.rebirth import trajectories
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.sparse_images import SparseImages
 
@@ -16,4 +17,5 @@ __all__ = [
     "StopSchedule",
     "feature_statistics",
     "invert",
+    "trajectories",
 ]

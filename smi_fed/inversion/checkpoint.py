@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from smi_fed.files import FileFormatError, checksums, load_tensors, save_tensors, writable_directory
-from smi_fed.inversion.loop import Problem, State
+from smi_fed.inversion.state import Problem, State
 from smi_fed.sparse_images import SparseImages
 
-FORMAT, VERSION = "smi-fed.inversion", 1
+FORMAT, VERSION = "smi-fed.inversion", 2
 
 LARGEST_SHARE = 0.02
 """Of the time: a checkpoint waits until the last one's writing is at most this share."""
@@ -28,15 +28,18 @@ class Work:
 
     Attributes:
         size: images of the next batch.
-        finished: images in order of their ids.
-        begun: batches in work, the current one last; more than one after a batch was halved.
+        finished: images, in order of their ids unless early stop finished later ones first.
+        begun: batches in work, the current one last; more than one after a batch was halved
+            or while a new one is brought past its stops to join another.
         following: id of the first image that was not begun.
+        spent: iterations of single images so far, by the number of patches they kept.
     """
 
     size: int
     finished: list[SparseImages] = field(default_factory=list)
     begun: list[State] = field(default_factory=list)
     following: int = 0
+    spent: dict[int, int] = field(default_factory=dict)
 
 
 WORK_FILE = "work.safetensors"
@@ -94,6 +97,7 @@ class Checkpoint:
             finished=[self._part(name, digest) for name, digest in self.parts.items()],
             begun=[state.map(lambda tensor: tensor.to(like.device)) for state in begun],
             following=int(metadata["following"]),
+            spent={int(kept): count for kept, count in json.loads(metadata["spent"]).items()},
         )
 
     def _part(self, name: str, digest: str) -> SparseImages:
@@ -117,7 +121,9 @@ class Checkpoint:
             images.save(self.directory / name)
             self.parts[name] = digest_of([images.images, images.stopped_at, images.ids])
         tensors = {f"{i}/{name}": t for i, state in enumerate(work.begun) for name, t in state.tensors().items()}
-        metadata = {"identity": json.dumps(self.identity), "parts": json.dumps(self.parts)}
+        metadata = {
+            "identity": json.dumps(self.identity), "parts": json.dumps(self.parts), "spent": json.dumps(work.spent),
+        }  # fmt: skip
         save_tensors(
             self.path, tensors, FORMAT, VERSION, **metadata, size=str(work.size), following=str(work.following)
         )

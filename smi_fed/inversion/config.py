@@ -7,7 +7,7 @@ from typing import Any
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
 from smi_fed.inversion.schedule import StopSchedule
-from smi_fed.inversion.selection import SELECTIONS
+from smi_fed.inversion.selections import SELECTIONS
 
 PAPER_SCHEDULE = StopSchedule(((50, 0.3), (100, 0.3), (200, 0.3), (300, 0.3)))
 
@@ -27,6 +27,13 @@ class InversionConfig:
         background: frozen (a stopped patch holds its pixels bit for bit) | rendered (a
             pyramid goes on filling it).
         selection: which patches go on, a name in `SELECTIONS`.
+        rebirth: at a stop the best patches detach as a finished image and the others go on;
+            a target gives one image more than there are stops.
+        adaptive: soften the schedule where the teacher's attention is flat or unstable, see
+            `adapted_schedule`.
+        patience: iterations without progress after which an image has converged and makes
+            room for another; 0 is off.
+        tolerance: least progress, as a share of the loss, inside [0, 1).
         tv: weight of total variation, >= 0.
         statistics: weight of the feature-statistics prior, >= 0; above 0 `invert` needs
             statistics.
@@ -54,6 +61,10 @@ class InversionConfig:
     start_scale: float = 0.1
     background: str = "frozen"
     selection: str = "attention"
+    rebirth: bool = False
+    adaptive: bool = False
+    patience: int = 0
+    tolerance: float = 0.01
     tv: float = 1e-4
     statistics: float = 0.0
     jitter: int = 30
@@ -73,7 +84,7 @@ class InversionConfig:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for key, least in {"iterations": 1, "jitter": 0}.items():
+        for key, least in {"iterations": 1, "jitter": 0, "patience": 0}.items():
             value = getattr(self, key)
             require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
         size = self.batch_size
@@ -87,6 +98,8 @@ class InversionConfig:
         require(good, "betas", self.betas, "two numbers in [0, 1)")
         good = len(self.levels) > 0 and all(is_integer(level) and level > 0 for level in self.levels)
         require(good and len(set(self.levels)) == len(self.levels), "levels", self.levels, "different ints >= 1")
+        good = is_number(self.tolerance) and 0 <= self.tolerance < 1
+        require(good, "tolerance", self.tolerance, "a number in [0, 1)")
         size = self.patch_size
         require(size is None or (is_integer(size) and size > 0), "patch_size", size, "an int >= 1 or null")
 
@@ -96,7 +109,7 @@ class InversionConfig:
         require_choice("background", self.background, ("frozen", "rendered"))
         require_choice("selection", self.selection, SELECTIONS)
         require_choice("precision", self.precision, ("float32", "bfloat16"))
-        for key in ("flip", "compile"):
+        for key in ("flip", "compile", "rebirth", "adaptive"):
             require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
 
     def _check_combinations(self) -> None:
@@ -104,6 +117,8 @@ class InversionConfig:
         require(not late, "schedule", str(self.schedule), f"stops before the last iteration, {self.iterations}")
         free = self.parametrisation == "pixels" and self.background == "rendered"
         require(not free, "background", self.background, "frozen, where parametrisation is pixels")
+        both = self.rebirth and self.adaptive
+        require(not both, "adaptive", True, "false, where rebirth is true: a softer schedule gives fewer images")
         mirrored = self.statistics > 0 and self.flip
         coupled = self.statistics > 0 and self.batch_size == "auto"
         require(not coupled, "batch_size", "auto", "an int, where statistics > 0: the prior couples a batch's images")
@@ -118,3 +133,11 @@ class InversionConfig:
     def dense(cls, **changes: Any) -> InversionConfig:
         """The paper's setting without any stop, with `changes`."""
         return cls(**{"schedule": StopSchedule(), **changes})
+
+    @property
+    def summary(self) -> str:
+        """The method in words, for logs and reports."""
+        parts = [f"{self.selection} selection", self.parametrisation, f"stops '{self.schedule}'"]
+        parts += ["rebirth"] * self.rebirth + ["adaptive schedule"] * self.adaptive
+        parts += [f"early stop after {self.patience} iterations"] * (self.patience > 0)
+        return ", ".join(parts)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from smi_fed.checks import require
-from smi_fed.inversion import randomness
+from smi_fed.inversion import early_stop, randomness
 from smi_fed.inversion.acceleration import accelerated
+from smi_fed.inversion.adaptive import adapted_schedule, probe_cost
 from smi_fed.inversion.checkpoint import Checkpoint, Work, identity_of, stored_key
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.inputs import check_prior, check_targets, check_warm
-from smi_fed.inversion.loop import Problem, finish, parametrise, run, start
+from smi_fed.inversion.loop import finish, parametrise, run, start
 from smi_fed.inversion.losses import FeatureStatistics
 from smi_fed.inversion.memory import fitting_batch
+from smi_fed.inversion.state import Problem, State
 from smi_fed.inversion.teacher import adapt, frozen
 from smi_fed.sparse_images import SparseImages
 
@@ -31,9 +33,11 @@ class InversionProgress:
     """Where an inversion stands; handed to the caller after every iteration.
 
     Attributes:
-        done, total: iterations over all batches; the total grows where a batch was halved.
+        done, total: iterations over all batches; the total grows where a batch was halved. With
+            early stop, where batches never end, in proportion to what is done of each image.
         images: images finished so far.
         kept, patches: patches in work and of the whole grid.
+        spent: iterations of single images so far, by the number of patches they kept.
         loss: mean loss of the batch, a tensor so that nobody waits for the device unless
             the number is read.
         seconds: since the start.
@@ -44,6 +48,7 @@ class InversionProgress:
     images: int
     kept: int
     patches: int
+    spent: Mapping[int, int]
     loss: Tensor
     seconds: float
 
@@ -85,7 +90,8 @@ def invert(
         checkpoint_interval: least seconds between two writings, >= 0; what a kill can lose.
 
     Returns:
-        The images of the last iterate, on the CPU.
+        The images of the last iterate, on the CPU, in order of their ids; with rebirth those
+        of one target in a row, in the order in which they were finished.
 
     Raises:
         ValueError: targets, statistics or settings that do not fit the model; before any work.
@@ -109,36 +115,85 @@ def invert(
         identity = identity_of(model, targets, problem, teacher_id)
         saved = Checkpoint(checkpoint, identity, checkpoint_interval)
     with frozen(model), accelerated(model, config), torch.enable_grad():
-        work = (saved and saved.load(targets)) or Work(_batch_size(problem, targets))
+        problem, probed = _adapted(problem, multi_label=targets.ndim == 2)
+        work = (saved and saved.load(targets)) or Work(_batch_size(problem, targets), spent=probed)
         report = _reporter(problem, work, len(targets), progress)
         for age, loss in _iterations(problem, work, targets, teacher_id, saved):
             report(age, loss)
             if saved is not None:
                 saved.save_if_due(work)
-    return SparseImages.concat(work.finished)
+    found = SparseImages.concat(work.finished)
+    return found.select(found.ids.argsort(stable=True))
+
+
+def _adapted(problem: Problem, *, multi_label: bool) -> tuple[Problem, dict[int, int]]:
+    """The problem with the schedule that its teacher bears, and the iterations that finding it took."""
+    if not problem.config.adaptive:
+        return problem, {}
+    schedule = adapted_schedule(problem, multi_label=multi_label)
+    log.info("stop schedule that this teacher's attention bears: '%s' of '%s'", schedule, problem.config.schedule)
+    return replace(problem, config=replace(problem.config, schedule=schedule)), probe_cost(problem)
 
 
 def _iterations(
     problem: Problem, work: Work, targets: Tensor, teacher_id: int, saved: Checkpoint | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Bring `work` to its end, batch by batch, in order of the images' ids; yields as `run` does."""
+    """Bring `work` to its end; yields as `run` does.
+
+    Batch by batch in order of the images' ids. With early stop the last batch that was begun
+    is brought past its stops and joins the one before, whose converged images have left.
+    """
     while work.begun or work.following < len(targets):
+        _join(problem, work)
         try:
-            if not work.begun:
+            if _has_room(problem, work, len(targets)):
                 _begin(problem, work, targets)
             state = work.begun[-1]
-            yield from run(problem, state)
+            for age, loss in run(problem, state):
+                kept = state.kept.shape[1]
+                work.spent[kept] = work.spent.get(kept, 0) + len(state.ids)
+                yield age, loss
         except torch.OutOfMemoryError as error:
             _halve(problem, work, error)
             continue
-        work.finished.append(finish(problem, state, teacher_id))
-        work.begun.pop()
-        if saved is not None:
+        if _clear(problem, work, teacher_id) and saved is not None:
             saved.save(work)
 
 
+def _has_room(problem: Problem, work: Work, images: int) -> bool:
+    """Whether a batch should be begun: none is in work, or early stop has emptied enough of it."""
+    if not work.begun or work.following == images:
+        return not work.begun
+    used = sum(len(state.ids) for state in work.begun)
+    open_to_others = all(problem.is_open(state) for state in work.begun)
+    return problem.config.patience > 0 and open_to_others and used <= (1 - early_stop.CLEARING) * work.size
+
+
+def _clear(problem: Problem, work: Work, teacher_id: int) -> bool:
+    """Move the images that are done from the batch in hand to the finished ones; whether there were any."""
+    state = work.begun[-1]
+    leaving = early_stop.done(problem, state)
+    if not bool(leaving.any()):
+        return False
+    work.finished.append(finish(problem, state.map(lambda rows: rows[leaving]), teacher_id))
+    work.begun.pop()
+    if not bool(leaving.all()):
+        work.begun.append(state.map(lambda rows: rows[~leaving]))
+    return True
+
+
+def _join(problem: Problem, work: Work) -> None:
+    """One batch of the last two, where both are past their stops and fit together."""
+    if not problem.config.patience or len(work.begun) < 2:
+        return
+    pair = work.begun[-2:]
+    if all(problem.is_open(state) for state in pair) and sum(len(state.ids) for state in pair) <= work.size:
+        work.begun[-2:] = [State.joined(pair)]
+
+
 def _begin(problem: Problem, work: Work, targets: Tensor) -> None:
-    ids = torch.arange(work.following, min(work.following + work.size, len(targets)), device=targets.device)
+    room = work.size - sum(len(state.ids) for state in work.begun)
+    ids = torch.arange(work.following, min(work.following + room, len(targets)), device=targets.device)
     work.begun.append(start(problem, ids, targets[ids]))
     work.following += len(ids)
 
@@ -173,26 +228,40 @@ def _reporter(
     problem: Problem, work: Work, images: int, progress: Callable[[InversionProgress], None] | None
 ) -> Callable[[int, Tensor], None]:
     """Turns the iterations of a batch into `InversionProgress` of the whole inversion."""
-    iterations = problem.config.iterations
-    started = time.perf_counter()
+    started, furthest = time.perf_counter(), 0
 
     def report(age: int, loss: Tensor) -> None:
+        nonlocal furthest
         if progress is None:
             return
         state = work.begun[-1]
-        done = len(work.finished) * iterations + age
-        batches = len(work.finished) + len(work.begun) - (-(images - work.following) // work.size)
-        finished = sum(len(part) for part in work.finished) + (len(state.ids) if age == iterations else 0)
+        finished = sum(len(part) for part in work.finished)
+        if age == problem.config.iterations and not problem.config.patience:
+            finished += len(state.ids) * (1 + state.snapshots.shape[1])
+        done, total = _position(problem, work, images, age)
+        furthest = max(furthest, done)  # images that join a batch are younger than those in it
         progress(
             InversionProgress(
-                done=done,
-                total=batches * iterations,
+                done=furthest,
+                total=total,
                 images=finished,
                 kept=state.kept.shape[1],
                 patches=state.canvas.shape[1],
+                spent=dict(work.spent),
                 loss=loss,
                 seconds=time.perf_counter() - started,
             )
         )
 
     return report
+
+
+def _position(problem: Problem, work: Work, images: int, age: int) -> tuple[int, int]:
+    """Iterations done and of all batches, where the batch in hand is of `age`."""
+    iterations = problem.config.iterations
+    if problem.config.patience:
+        going = sum(len(state.ids) for state in work.begun)
+        total = -(-images // work.size) * iterations
+        return round(total * ((work.following - going) * iterations + going * age) / (images * iterations)), total
+    batches = len(work.finished) + len(work.begun) - (-(images - work.following) // work.size)
+    return len(work.finished) * iterations + age, batches * iterations

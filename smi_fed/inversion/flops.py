@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.loop import Problem, parametrise, start, step, stop_patches
+from smi_fed.inversion.loop import parametrise, start, step, stop_patches
 from smi_fed.inversion.losses import FeatureStatistics, neighbours
+from smi_fed.inversion.schedule import StopSchedule
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 
 
@@ -39,6 +43,28 @@ class StageFlops:
 def trajectory_flops(model: nn.Module, config: InversionConfig, statistics: FeatureStatistics | None = None) -> int:
     """FLOPs of one image from start to end: forward, backward and the passes at stops."""
     return sum(stage.total for stage in stage_flops(model, config, statistics))
+
+
+def spent_flops(
+    model: nn.Module,
+    config: InversionConfig,
+    spent: Mapping[int, int],
+    trajectories: int,
+    statistics: FeatureStatistics | None = None,
+) -> int:
+    """FLOPs of an inversion that was run, whatever its images took each.
+
+    Args:
+        spent: iterations of single images by the patches they kept, see `InversionProgress`.
+        trajectories: targets that were inverted; each passes every stop once.
+    """
+    rows, columns = adapt(model, config.patch_size).grid
+    counts = [rows * columns, *(count for count in sorted(spent, reverse=True) if count < rows * columns)]
+    stops = tuple((at + 1, 1 - after / before) for at, (before, after) in enumerate(pairwise(counts)))
+    stages = stage_flops(
+        model, replace(config, schedule=StopSchedule(stops), iterations=len(counts) + 1, adaptive=False), statistics
+    )
+    return sum(spent.get(stage.kept, 0) * stage.iteration + trajectories * stage.stop for stage in stages)
 
 
 def stage_flops(

@@ -8,86 +8,24 @@ is per image and over kept patches, jitter is patch-exact once patches have stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from smi_fed.inversion import losses
+from smi_fed.inversion import early_stop, losses, rebirth
 from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.losses import FeatureStatistics, Neighbours
+from smi_fed.inversion.losses import Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
 from smi_fed.inversion.parametrisation import FreePixels, Parameters, Parametrisation, Pyramid
-from smi_fed.inversion.selection import SELECTIONS, best
-from smi_fed.inversion.teacher import Teacher
+from smi_fed.inversion.selections import SELECTIONS, Look, best
+from smi_fed.inversion.state import Problem, State
+from smi_fed.inversion.teacher import Teacher, View
 from smi_fed.sparse_images import SparseImages
 from smi_fed.tokens import put, take, to_images
-
-
-@dataclass
-class State:
-    """All there is to know of a batch in work; the loop keeps nothing anywhere else.
-
-    The images of a state keep the same number k of patches. Tensors, images first: ids (b,),
-    targets (b,) or (b, classes), age (b,) in iterations, kept (b, k) ascending,
-    canvas (b, n, c, ph, pw) normalised pixels of stopped patches, stopped_at (b, n).
-    """
-
-    ids: Tensor
-    targets: Tensor
-    age: Tensor
-    parameters: Parameters
-    moments: Moments
-    kept: Tensor
-    canvas: Tensor
-    stopped_at: Tensor
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> State:
-        """The state with `change` made to every tensor, such as some of the rows or another device."""
-        return State.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, for a file; undone by `from_tensors`."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("parameters", "moments")}
-        groups = {"parameters": self.parameters, "first": self.moments.first, "second": self.moments.second}
-        return named | {f"{group}.{name}": t for group, own in groups.items() for name, t in own.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> State:
-        """A state from what `tensors` gave.
-
-        Raises:
-            KeyError: a tensor is missing.
-        """
-
-        def group(prefix: str) -> Parameters:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        moments = Moments(group("first."), group("second."))
-        plain = {f.name: tensors[f.name] for f in fields(cls) if f.name not in ("parameters", "moments")}
-        return cls(parameters=group("parameters."), moments=moments, **plain)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is inverted and how: all that stays the same through the loop."""
-
-    teacher: Teacher
-    parametrisation: Parametrisation
-    config: InversionConfig
-    key: int
-    statistics: FeatureStatistics | None
-    warm: SparseImages | None = None
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Where the teacher computes: in bfloat16 if the settings say so; pixels keep their dtype."""
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.teacher.mean.device.type, torch.bfloat16)
 
 
 def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
@@ -99,6 +37,7 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
         _warm_up(problem, problem.warm, ids, parameters)
     problem.parametrisation.project(parameters)
     kept = torch.arange(patches, device=ids.device).repeat(len(ids), 1)
+    canvas = problem.parametrisation.patches(parameters, kept).clone()
     return State(
         ids=ids,
         targets=targets,
@@ -106,8 +45,12 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
         parameters=parameters,
         moments=Moments.zeros(parameters),
         kept=kept,
-        canvas=problem.parametrisation.patches(parameters, kept).clone(),
+        canvas=canvas,
         stopped_at=torch.full_like(kept, -1),
+        level=canvas.new_full((len(ids),), math.nan),
+        lowest=canvas.new_full((len(ids),), math.inf),
+        lowest_at=torch.zeros_like(ids),
+        snapshots=canvas.new_empty(len(ids), 0, *canvas.shape[1:]),
     )
 
 
@@ -123,14 +66,23 @@ def _warm_up(problem: Problem, warm: SparseImages, ids: Tensor, parameters: Para
 
 
 def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
-    """Iterate `state`, in place, to the end; yields (iterations done, mean loss) after each one."""
+    """Iterate `state`, in place; yields (age of its youngest image, mean loss) after each iteration.
+
+    To the end; with early stop only until others may join, right after the last patches have
+    stopped, and from then on until so many images are done that others should.
+    """
     config = problem.config
     stops = dict(config.schedule.kept_counts(state.canvas.shape[1]))
     touching = losses.neighbours(state.kept, problem.teacher.grid)
-    for iteration in range(int(state.age.min()), config.iterations):
+    first, oldest = (int(age) for age in state.age.aminmax())
+    for iteration in range(first, first + config.iterations - oldest):
         if stops.get(iteration, state.kept.shape[1]) < state.kept.shape[1]:
             stop_patches(problem, state, stops[iteration])
+            if config.patience and problem.is_open(state):
+                return
             touching = losses.neighbours(state.kept, problem.teacher.grid)
+        elif config.patience and early_stop.worth_clearing(problem, state, iteration):
+            return
         yield iteration + 1, step(problem, state, touching)
 
 
@@ -139,11 +91,10 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
     with torch.no_grad():
         patches = problem.parametrisation.patches(state.parameters, state.kept)
         state.canvas = put(state.canvas, state.kept, patches)
-    view = clean_view(patches, state.kept, state.canvas, problem.teacher)
-    select = SELECTIONS[problem.config.selection]
-    with problem.autocast(), uncompiled(problem.config):
-        scores = select(problem.teacher, view, state.targets, problem.key, state.ids, state.age)
-    remaining = best(scores, count)
+    if problem.config.rebirth:
+        state.snapshots = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
+    choose = rebirth.last if problem.config.rebirth else best
+    remaining = choose(scores(problem, state, patches), count)
     going_on = take(state.kept, remaining)
     stopped = torch.ones_like(state.canvas[:, :, 0, 0, 0], dtype=torch.bool).scatter(1, going_on, value=False)
     newly = stopped & (state.stopped_at < 0)
@@ -152,6 +103,23 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
     state.parameters = drop(state.parameters, remaining)
     state.moments = Moments(drop(state.moments.first, remaining), drop(state.moments.second, remaining))
     state.kept = going_on
+    early_stop.forget(state)
+
+
+def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
+    """What the selection says of `patches`, those that are in work (b, k)."""
+
+    def pull() -> Tensor:
+        shown = patches.detach().requires_grad_()
+        with torch.enable_grad():
+            view = clean_view(shown, state.kept, state.canvas, problem.teacher)
+            (gradient,) = torch.autograd.grad(view_loss(problem, state, view).sum(), shown)
+        return gradient.abs().sum((2, 3, 4))
+
+    view = clean_view(patches, state.kept, state.canvas, problem.teacher)
+    look = Look(problem.teacher, view, state.targets, problem.key, state.ids, state.age, pull)
+    with problem.autocast(), uncompiled(problem.config):
+        return SELECTIONS[problem.config.selection](look)
 
 
 def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
@@ -168,11 +136,14 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     finally:
         for parameter in state.parameters.values():
             parameter.requires_grad_(False)
-    adam_step(state.parameters, state.moments, state.age, problem.config)
+    still = early_stop.done(problem, state)
+    adam_step(state.parameters, state.moments, state.age, problem.config, still)
     for parameter in state.parameters.values():
         parameter.grad = None
     problem.parametrisation.project(state.parameters)
     state.age += 1
+    if problem.config.patience:
+        early_stop.note(problem, state, loss.detach(), still)
     return loss.detach().mean()
 
 
@@ -181,13 +152,20 @@ def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     config, teacher = problem.config, problem.teacher
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
-    with problem.autocast():
-        logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
-    loss = losses.classification(logits.to(patches.dtype), state.targets)
+    loss = view_loss(problem, state, view)
     if config.tv:
         loss = loss + config.tv * losses.total_variation(patches, touching)
+    return loss
+
+
+def view_loss(problem: Problem, state: State, view: View) -> Tensor:
+    """What the teacher says of a view (b,): classification and feature prior."""
+    config, teacher, dtype = problem.config, problem.teacher, view.patches.dtype
+    with problem.autocast():
+        logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
+    loss = losses.classification(logits.to(dtype), state.targets)
     if problem.statistics is not None:
-        layers = [layer.to(patches.dtype) for layer in layers]
+        layers = [layer.to(dtype) for layer in layers]
         loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)
     return loss
 
@@ -197,30 +175,36 @@ class DivergedError(FloatingPointError):
 
 
 @torch.no_grad()
+def whole(problem: Problem, state: State) -> Tensor:
+    """Normalised pixels (b, n, c, ph, pw) of all patches as they stand."""
+    if problem.config.background == "rendered":
+        every = torch.arange(state.canvas.shape[1], device=state.kept.device).repeat(len(state.kept), 1)
+        return problem.parametrisation.patches(state.parameters, every)
+    return put(state.canvas, state.kept, problem.parametrisation.patches(state.parameters, state.kept))
+
+
+@torch.no_grad()
 def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
-    """The images of a state as it stands.
+    """The images of a state as it stands; of one trajectory in a row.
 
     Raises:
         DivergedError: they are not finite.
     """
     teacher = problem.teacher
-    if problem.config.background == "rendered":
-        every = torch.arange(state.canvas.shape[1], device=state.kept.device).repeat(len(state.kept), 1)
-        canvas = problem.parametrisation.patches(state.parameters, every)
-    else:
-        patches = problem.parametrisation.patches(state.parameters, state.kept)
-        canvas = put(state.canvas, state.kept, patches)
-    pixels = (to_images(canvas, teacher.grid) * teacher.std + teacher.mean).clamp(0, 1).float()
+    canvas = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
+    images = canvas.shape[1]  # of each trajectory
+    pixels = (to_images(canvas.flatten(0, 1), teacher.grid) * teacher.std + teacher.mean).clamp(0, 1).float()
     if not bool(pixels.isfinite().all()):
         raise DivergedError("inversion diverged: the images are not finite, since the model's gradients overflow")
-    stopped_at = state.stopped_at.view(-1, *teacher.grid).cpu()
+    stopped_at = rebirth.stops_of_images(state.stopped_at, images).view(-1, *teacher.grid).cpu()
+    ids = state.ids.repeat_interleave(images).cpu()
     return SparseImages(
         images=pixels.cpu(),
         mask=stopped_at < 0,
-        targets=state.targets.cpu(),
+        targets=state.targets.repeat_interleave(images, 0).cpu(),
         patch_size=teacher.patch_size,
-        ids=state.ids.cpu(),
-        teachers=torch.full_like(state.ids, teacher_id).cpu(),
+        ids=ids,
+        teachers=torch.full_like(ids, teacher_id),
         stopped_at=stopped_at,
     )
 

@@ -99,9 +99,8 @@ class Core:
         inversion, distillation = self.pipeline.inversion, self.pipeline.distillation
         log.info("data-free distillation on %s around %s, projection: %s", self.device, inner, self.projection)
         log.info(
-            "inversion: %d images per teacher, %d iterations, schedule '%s', %s patches, %s",
-            self.pipeline.images_per_teacher, inversion.iterations, inversion.schedule, inversion.selection,
-            inversion.parametrisation,
+            "inversion: %d images per teacher, %d iterations, %s",
+            self.pipeline.images_per_teacher, inversion.iterations, inversion.summary,
         )  # fmt: skip
         log.info("distillation: %d steps, %s ensemble", distillation.steps, distillation.ensemble)
 

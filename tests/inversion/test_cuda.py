@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from smi_fed.inversion import InversionConfig, invert
-from smi_fed.inversion.loop import Problem, parametrise, run, start
+from smi_fed.inversion.loop import parametrise, run, start
 from smi_fed.inversion.memory import bytes_per_image, fitting_batch
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 
 pytestmark = pytest.mark.cuda

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smi_fed.inversion import InversionConfig, SparseImages, feature_statistics, invert, losses
-from smi_fed.inversion.loop import Problem, finish, parametrise, run, start
+from smi_fed.inversion.loop import finish, parametrise, run, start
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 

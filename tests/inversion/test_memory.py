@@ -8,9 +8,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from smi_fed.inversion import InversionConfig, feature_statistics, invert, memory
-from smi_fed.inversion.loop import Problem, parametrise, start, step
+from smi_fed.inversion.loop import parametrise, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.memory import LARGEST, bytes_per_image, fitting_batch, free_bytes
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 

@@ -31,7 +31,8 @@ SAMPLING = {"fraction_evaluate": 0.0}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without counting FLOPs, and with little left for the collections that Flower asks for in every reply."""
-    monkeypatch.setattr("smi_fed.pipeline.trajectory_flops", lambda *_: 0)
+    for name in ("trajectory_flops", "spent_flops"):
+        monkeypatch.setattr(f"smi_fed.pipeline.{name}", lambda *_: 0)
     gc.freeze()
     yield
     gc.unfreeze()

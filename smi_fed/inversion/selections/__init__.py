@@ -1,0 +1,18 @@
+"""Which patches go on when others stop: one file for each way to choose."""
+
+from smi_fed.inversion.selections.attention import attention
+from smi_fed.inversion.selections.gradient import gradient
+from smi_fed.inversion.selections.look import Look, Selection, best
+from smi_fed.inversion.selections.proportional import proportional
+from smi_fed.inversion.selections.random import random
+from smi_fed.inversion.selections.stratified import stratified
+
+SELECTIONS: dict[str, Selection] = {
+    "attention": attention,
+    "random": random,
+    "proportional": proportional,
+    "stratified": stratified,
+    "gradient": gradient,
+}
+
+__all__ = ["SELECTIONS", "Look", "Selection", "best"]

@@ -1,0 +1,142 @@
+"""Converged images leave, others enter."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from smi_fed.inversion import InversionConfig, feature_statistics, invert
+from smi_fed.inversion.early_stop import done, note
+from smi_fed.inversion.loop import parametrise, start
+from smi_fed.inversion.state import Problem
+from smi_fed.inversion.teacher import adapt
+from tests.same import assert_same
+
+TARGETS = torch.arange(11) % 5
+BASE = InversionConfig.paper(
+    iterations=60, schedule="2:0.3,5:0.4", jitter=0, flip=False, learning_rate=0.1, batch_size=4, patience=4,
+    tolerance=0.02,
+)  # fmt: skip
+DENSE = replace(BASE, schedule="")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def followed(model, config, **arguments):
+    seen = []
+    found = invert(model, TARGETS, config, generator=seeded(), progress=seen.append, **arguments)
+    return found, seen
+
+
+@pytest.mark.parametrize("config", [BASE, DENSE], ids=["sparse", "dense"])
+def test_images_do_not_depend_on_when_others_leave(vit, config):
+    model = vit.double()
+    found, seen = followed(model, config)
+    for size in (1, 3, 11):
+        other, _ = followed(model, replace(config, batch_size=size))
+        assert other.ids.tolist() == found.ids.tolist() == list(range(11))
+        assert torch.equal(other.stopped_at, found.stopped_at)
+        torch.testing.assert_close(other.images, found.images, atol=1e-7, rtol=0)
+    assert sum(seen[-1].spent.values()) < 11 * 60
+
+
+def test_it_is_the_plain_inversion_cut_off_at_convergence(vit):
+    """Each image alone, held when its own smoothed loss has not fallen for `patience` iterations."""
+    model = vit.double()
+    found, _ = followed(model, DENSE)
+    for number in (0, 3, 7):
+        ages = {}
+        plain = replace(DENSE, patience=0)
+        targets = TARGETS.clone()
+
+        def remember(now, ages=ages):
+            ages[now.done] = float(now.loss)
+
+        alone = replace(plain, batch_size=1, iterations=60)
+        # Batches of one are inverted in order, so this image's iterations are these.
+        invert(model, targets[: number + 1], alone, generator=seeded(), progress=remember)
+        losses = [ages[number * 60 + step] for step in range(1, 61)]
+        level, lowest, lowest_at, stop = None, float("inf"), 0, 60
+        for age, loss in enumerate(losses, start=1):
+            level = loss if level is None else level + 0.1 * (loss - level)
+            if level < lowest * (1 - DENSE.tolerance):
+                lowest, lowest_at = level, age
+            if age - lowest_at >= DENSE.patience:
+                stop = age
+                break
+        short = invert(model, targets[: number + 1], replace(alone, iterations=stop), generator=seeded())
+        torch.testing.assert_close(short.images[number], found.images[number], atol=1e-7, rtol=0)
+
+
+def test_the_batch_stays_full_while_images_wait(vit):
+    sizes = []
+    from smi_fed.inversion import loop
+
+    original = loop.step
+
+    def count(problem, state, touching):
+        sizes.append((len(state.ids), int((~done(problem, state)).sum())))
+        return original(problem, state, touching)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step", count)
+        followed(vit, replace(DENSE, batch_size=4))
+    begun_all = next(i for i in range(len(sizes)) if max(s for s, _ in sizes[i:]) < 4)
+    assert all(size >= 3 for size, _ in sizes[:begun_all])
+
+
+def test_no_image_converges_before_its_last_stop(vit):
+    found, _ = followed(vit, replace(BASE, schedule="2:0.3,40:0.4", patience=1, tolerance=0.5))
+    assert set(found.stopped_at.unique().tolist()) == {-1, 2, 40}
+
+
+def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", float("inf"))
+    known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
+    config = replace(BASE, parametrisation="pyramid", levels=(2, 4), statistics=1.0)
+    whole, seen = followed(vit, config, statistics=known)
+    for at in range(1, len(seen), 7):
+        count = iter(range(1, 1000))
+
+        def kill(_now, count=count, at=at):
+            if next(count) == at:
+                raise KeyboardInterrupt
+
+        directory = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            invert(vit, TARGETS, config, generator=seeded(), statistics=known, checkpoint=directory,
+                   checkpoint_interval=0, progress=kill)  # fmt: skip
+        spent = {}
+        found = invert(vit, TARGETS, config, generator=seeded(), statistics=known, checkpoint=directory,
+                       progress=lambda now, spent=spent: spent.update(now.spent))  # fmt: skip
+        assert_same(found, whole)
+        assert not spent or spent == seen[-1].spent
+
+
+def test_progress_goes_from_start_to_total(vit):
+    _, seen = followed(vit, BASE)
+    assert all(a.done <= b.done for a, b in pairwise(seen))
+    assert seen[-1].done <= seen[-1].total
+    assert {now.total for now in seen} == {3 * 60}
+
+
+def test_a_converged_image_stays_so(vit):
+    config = replace(DENSE, patience=3)
+    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, None)
+    state = start(problem, torch.arange(2), TARGETS[:2])
+    for loss in ([1.0, 1.0], [1.0, 0.1], [1.0, 0.1], [1.0, 0.1], [0.0, 0.1]):
+        still = done(problem, state)
+        state.age += 1
+        note(problem, state, torch.tensor(loss), still)
+    assert done(problem, state).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("patience", -1), ("patience", 1.5), ("tolerance", 1.0), ("tolerance", -0.1)]
+)
+def test_settings_that_cannot_be(key, value):
+    with pytest.raises(ValueError, match=key):
+        replace(BASE, **{key: value})
