@@ -97,7 +97,7 @@ def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec
         raise EmptyPartitionError(f"partition {number} of {len(parts)} is empty: this client has nothing to train on")
     with torch.device("meta"):
         size = build_model(spec).image_size
-    return replace(own, images=resize(own.images, size))
+    return replace(own, images=resize(own.images, size), masks=None)  # masks are of the first size
 
 
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:

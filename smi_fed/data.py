@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
+from smi_fed.shapes import CLASS_NAMES, draw_shapes
 
-SOURCES = ("digits", "hub", "folder")
+SOURCES = ("digits", "shapes", "hub", "folder")
+EMBEDDED = ("digits", "shapes")
 SCHEMES = ("iid", "dirichlet", "pathological")
 SPLIT_SEED = 0
+SHAPES_SEED = 0
+SHAPES = 3000
+"""Images of the embedded shapes, of ten classes in equal parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +39,20 @@ class ImageSet:
         images: (n, c, h, w) float32 in [0, 1].
         labels: (n,) int64.
         class_names: in the order of the labels.
+        masks: (n, h, w) bool, the pixels of the object; None where nobody knows them.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         n, m = len(self.images), len(self.labels)
         require(self.images.ndim == 4 and n == m, "images", tuple(self.images.shape), f"(n, c, h, w) with {m} labels")
+        if self.masks is not None:
+            shape = (n, *self.images.shape[2:])
+            require(tuple(self.masks.shape) == shape, "masks", tuple(self.masks.shape), f"{shape}, like the images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,7 +60,8 @@ class ImageSet:
     def select(self, indices: Tensor | NDArray[np.int64] | list[int]) -> ImageSet:
         """The images at `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.long)
-        return ImageSet(self.images[rows], self.labels[rows], self.class_names)
+        masks = None if self.masks is None else self.masks[rows]
+        return ImageSet(self.images[rows], self.labels[rows], self.class_names, masks)
 
     def of_classes(self, names: Sequence[str] | None) -> ImageSet:
         """The images of the classes `names`, labelled in that order; None is all.
@@ -66,7 +77,8 @@ class ImageSet:
         for place, name in enumerate(names):
             places[self.class_names.index(name)] = place
         labels = places[self.labels]
-        return ImageSet(self.images[labels >= 0], labels[labels >= 0], tuple(names))
+        chosen = self.select((labels >= 0).nonzero()[:, 0])
+        return replace(chosen, labels=labels[labels >= 0], class_names=tuple(names))
 
     def label_counts(self) -> Tensor:
         """(classes,) int64, images per class."""
@@ -78,10 +90,10 @@ class DataConfig:
     """Which images, and how they are divided.
 
     Args:
-        source: digits (embedded) | hub | folder.
-        name: hub data set or directory; unused for digits.
+        source: digits (embedded) | shapes (embedded, with masks) | hub | folder.
+        name: hub data set or directory; unused for what is embedded.
         image_size: pixels per side.
-        channels: 1 | 3.
+        channels: 1 | 3; 3 for shapes.
         test_fraction: share held out of a source that has no test split, inside (0, 1).
         image_column, label_column: of a hub data set.
         scheme: iid | dirichlet | pathological.
@@ -106,10 +118,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_choice("source", self.source, SOURCES)
         require_choice("scheme", self.scheme, SCHEMES)
-        require(self.source == "digits" or bool(self.name), "name", self.name, f"a name for source {self.source}")
+        require(self.source in EMBEDDED or bool(self.name), "name", self.name, f"a name for source {self.source}")
         size = self.image_size
         require(is_integer(size) and size >= 8, "image_size", size, "an int >= 8")
         require(self.channels in (1, 3), "channels", self.channels, "1 | 3")
+        coloured = self.source == "shapes"
+        require(not coloured or self.channels == 3, "channels", self.channels, "3, for source shapes")
         fraction = self.test_fraction
         require(is_number(fraction) and 0 < fraction < 1, "test_fraction", fraction, "a number inside (0, 1)")
         require(is_number(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number > 0")
@@ -121,6 +135,8 @@ def load_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """(train, test) of the configured source; the test split is the same for every seed."""
     if config.source == "digits":
         return digits(config.image_size, config.channels, config.test_fraction)
+    if config.source == "shapes":
+        return shapes(config.image_size, config.test_fraction)
     if config.source == "hub":
         return hub_images(config)
     return folder_images(config)
@@ -135,6 +151,14 @@ def digits(size: int = 32, channels: int = 1, test_fraction: float = 0.25) -> tu
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False).repeat(1, channels, 1, 1)
     return _split(ImageSet(images, torch.tensor(data.target), tuple("0123456789")), test_fraction)
+
+
+@lru_cache(maxsize=2)
+def shapes(size: int = 32, test_fraction: float = 0.25) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of 3000 drawn objects, in colour and with masks, see `smi_fed.shapes`."""
+    labels = torch.arange(SHAPES) % len(CLASS_NAMES)
+    images, masks = draw_shapes(labels, size, torch.Generator().manual_seed(SHAPES_SEED))
+    return _split(ImageSet(images, labels, CLASS_NAMES, masks), test_fraction)
 
 
 def _split(images: ImageSet, test_fraction: float) -> tuple[ImageSet, ImageSet]:

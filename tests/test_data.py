@@ -81,10 +81,20 @@ def test_images_that_do_not_fit_their_labels(shape, labels):
         ImageSet(torch.rand(shape), torch.zeros(labels, dtype=torch.long), ("a",))
 
 
+def test_masks_go_with_their_images():
+    masks = torch.rand(4, 2, 3) > 0.5
+    data = ImageSet(torch.rand(4, 1, 2, 3), torch.tensor([0, 1, 1, 0]), ("a", "b"), masks)
+    assert torch.equal(data.select([3, 1]).masks, masks[[3, 1]])
+    assert torch.equal(data.of_classes(["b"]).masks, masks[1:3])
+    assert replace(data, masks=None).select([0]).masks is None
+    with pytest.raises(SettingError, match=r"masks: got \(4, 3, 2\), allowed: \(4, 2, 3\)"):
+        replace(data, masks=masks.transpose(1, 2))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("source", "disk", "digits | folder | hub"), ("scheme", "random", "dirichlet | iid | pathological"),
+        ("source", "disk", "digits | folder | hub | shapes"), ("scheme", "random", "dirichlet | iid | pathological"),
         ("image_size", 7, "an int >= 8"), ("image_size", 32.0, "an int >= 8"), ("image_size", True, "an int >= 8"),
         ("channels", 2, "1 | 3"), ("channels", 0, "1 | 3"),
         ("test_fraction", 0.0, "inside (0, 1)"), ("test_fraction", 1.0, "inside (0, 1)"),
@@ -105,6 +115,12 @@ def test_a_setting_that_cannot_be_is_named(key, value, allowed):
 def test_a_source_that_needs_a_name(source):
     with pytest.raises(SettingError, match=f"name: got '', allowed: a name for source {source}"):
         DataConfig(source=source)
+
+
+def test_shapes_are_in_colour():
+    with pytest.raises(SettingError, match="channels: got 1, allowed: 3, for source shapes"):
+        DataConfig(source="shapes")
+    assert DataConfig(source="shapes", channels=3).name == ""
 
 
 SCHEMES = {
