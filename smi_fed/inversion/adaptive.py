@@ -73,12 +73,13 @@ def read_attention(problem: Problem, stops: list[tuple[int, int]], *, multi_labe
     touching = neighbours(state.kept, teacher.grid)
     readings, before = [], 0
     for iteration, count in stops:
-        looks = []
-        for until in ((before + iteration) // 2, iteration):
-            while int(state.age[0]) < until:
-                step(problem, state, touching)
-            looks.append(_importance(problem, state))
-        readings.append(reading(*looks, count))
+        half_way = (before + iteration) // 2
+        for _ in range(half_way - before):
+            step(problem, state, touching)
+        earlier = _importance(problem, state)
+        for _ in range(iteration - half_way):
+            step(problem, state, touching)
+        readings.append(reading(earlier, _importance(problem, state), count))
         before = iteration
     return readings
 
