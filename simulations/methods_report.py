@@ -1,0 +1,129 @@
+"""Tables and the picture of `simulations.inversion_methods`, from its JSON lines."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smi_fed.files import replacing
+
+Line = dict[str, Any]
+Panel = tuple[str, str]
+"""(data, setting)."""
+
+CONTROLS = {"noise": ":", "real": "--"}
+REFERENCE = "random"
+
+
+def panels(lines: list[Line]) -> dict[Panel, list[Line]]:
+    """Lines by data set and setting."""
+    found: dict[Panel, list[Line]] = {}
+    for line in lines:
+        found.setdefault((line["data"], line["setting"]), []).append(line)
+    return dict(sorted(found.items()))
+
+
+def methods_of(lines: list[Line]) -> list[str]:
+    """Names in order of first appearance."""
+    return list(dict.fromkeys(line["method"] for line in lines))
+
+
+def spread(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def points(lines: list[Line], method: str, budget: int) -> list[Line]:
+    """One line per seed."""
+    return [line for line in lines if line["method"] == method and line["iterations"] == budget]
+
+
+def over_reference(lines: list[Line], method: str) -> list[float]:
+    """Differences in points to the reference, seed by seed and budget by budget."""
+    found = []
+    for line in lines:
+        if line["method"] == method:
+            others = [x for x in points(lines, REFERENCE, line["iterations"]) if x["seed"] == line["seed"]]
+            found += [100 * (line["student_test_accuracy"] - each["student_test_accuracy"]) for each in others]
+    return found
+
+
+def table_of(lines: list[Line], panel: Panel) -> Table:
+    """Accuracy (and seconds) by method and budget, and the paired difference to random."""
+    budgets = sorted({line["iterations"] for line in lines} - {0})
+    seeds = sorted({line["seed"] for line in lines})
+    table = Table(title=f"{panel[0]}, {panel[1]}: student test accuracy in % (inversion seconds), seeds {seeds}")
+    for heading in ("method", *(f"{budget} iterations" for budget in budgets), f"over {REFERENCE}", "wins"):
+        table.add_column(heading)
+    for method in methods_of(lines):
+        if method in CONTROLS:
+            table.add_row(method, spread([100 * x["student_test_accuracy"] for x in points(lines, method, 0)]))
+            continue
+        cells = []
+        for budget in budgets:
+            here = points(lines, method, budget)
+            seconds = statistics.fmean(x["inversion_seconds"] for x in here) if here else math.nan
+            cells.append(f"{spread([100 * x['student_test_accuracy'] for x in here])} ({seconds:.1f} s)")
+        gains = over_reference(lines, method) if method != REFERENCE else []
+        wins = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
+        table.add_row(method, *cells, f"{statistics.fmean(gains):+.1f}" if gains else "", wins)
+    return table
+
+
+def print_tables(lines: list[Line], console: Console | None = None) -> None:
+    """One table per data set and setting."""
+    console = console or Console(width=140)
+    for panel, own in panels(lines).items():
+        console.print(table_of(own, panel))
+
+
+def draw(lines: list[Line], path: Path) -> None:
+    """Student accuracy against inversion seconds, mean over the seeds with its spread; a panel per data and setting."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    found = panels(lines)
+    columns = min(2, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(7.5 * columns, 4.8 * rows + 1.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    names = [name for name in methods_of(lines) if name not in CONTROLS]
+    colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
+    for axis, (panel, own) in zip(axes, found.items(), strict=False):
+        draw_panel(axis, own, colours)
+        seeds = len({line["seed"] for line in own})
+        axis.set(title=f"{panel[0]}, {panel[1]} teacher{'s' if panel[1] != 'one' else ''}, {seeds} seeds",
+                 xlabel="inversion seconds, all teachers", ylabel="student test accuracy in %")  # fmt: skip
+    for axis in axes[len(found) :]:
+        axis.remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
+
+
+def draw_panel(axis: Any, lines: list[Line], colours: dict[str, Any]) -> None:
+    """One panel's curves."""
+    for name in methods_of(lines):
+        budgets = sorted({line["iterations"] for line in lines if line["method"] == name})
+        own = [points(lines, name, budget) for budget in budgets]
+        means = [100 * statistics.fmean(x["student_test_accuracy"] for x in each) for each in own]
+        if name in CONTROLS:
+            axis.axhline(means[0], color="black", linestyle=CONTROLS[name], linewidth=1, label=f"{name} images")
+            continue
+        seconds = [statistics.fmean(x["inversion_seconds"] for x in each) for each in own]
+        spreads = [
+            100 * statistics.stdev(x["student_test_accuracy"] for x in each) if len(each) > 1 else 0 for each in own
+        ]
+        axis.errorbar(
+            seconds, means, yerr=spreads, marker="o", markersize=4, capsize=2, elinewidth=0.6,
+            color=colours[name], linewidth=2.2 if name in ("dense", REFERENCE) else 1.2, label=name,
+        )  # fmt: skip
+    axis.grid(alpha=0.3)
