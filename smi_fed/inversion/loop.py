@@ -9,7 +9,7 @@ is per image and over kept patches, jitter is patch-exact once patches have stop
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from smi_fed.inversion import losses
 from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
+from smi_fed.inversion.batch_norm import Seen, batch_norm_prior, input_statistics
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics, Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
@@ -88,6 +89,15 @@ class Problem:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.teacher.mean.device.type, torch.bfloat16)
+
+    @contextmanager
+    def listening(self) -> Iterator[list[Seen]]:
+        """Where the BatchNorm layers tell what they are shown, if the settings have that prior."""
+        if not self.config.batchnorm:
+            yield []
+            return
+        with uncompiled(self.config), input_statistics(self.teacher.backbone) as seen:
+            yield seen
 
 
 def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
@@ -177,11 +187,11 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
 
 
 def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
-    """What each image is optimised for (b,): classification, total variation, feature prior (equation 1)."""
+    """What each image is optimised for (b,): classification, total variation, feature priors (equation 1)."""
     config, teacher = problem.config, problem.teacher
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
-    with problem.autocast():
+    with problem.autocast(), problem.listening() as seen:
         logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
     loss = losses.classification(logits.to(patches.dtype), state.targets)
     if config.tv:
@@ -189,6 +199,8 @@ def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     if problem.statistics is not None:
         layers = [layer.to(patches.dtype) for layer in layers]
         loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)
+    if config.batchnorm:
+        loss = loss + config.batchnorm * batch_norm_prior(seen).to(patches.dtype)
     return loss
 
 
