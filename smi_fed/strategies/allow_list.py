@@ -106,10 +106,10 @@ def _check_kwarg(key: str, value: Any) -> None:
         allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
         raise BadReplyError(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
     low, high = KWARG_BOUNDS[key]
-    several = isinstance(value, tuple) and key in PER_STAGE
-    if several and not 1 <= len(value) <= STAGES:
-        raise BadReplyError(f"argument {key} has {len(value)} values, allowed: 1 to {STAGES}")
-    for each in value if several else (value,):
+    values: tuple[Any, ...] = value if isinstance(value, tuple) and key in PER_STAGE else (value,)
+    if not 1 <= len(values) <= STAGES:
+        raise BadReplyError(f"argument {key} has {len(values)} values, allowed: 1 to {STAGES}")
+    for each in values:
         whole = not isinstance(each, float) or key not in INTEGERS
         if not is_number(each) or not whole or not low <= each <= high:
             raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
