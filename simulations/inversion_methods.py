@@ -155,9 +155,7 @@ class Study:
             images, flops = self.inverted(settings, METHODS[name], iterations)
         seconds = self.clock() - started if name not in CONTROLS else 0.0
         student = build_seeded(settings.model.student, self.seed).to(self.device)
-        distill_student(
-            student, self.teachers, images, settings.distillation, seeded(self.seed, 1, len(self.teachers))
-        )
+        distill_student(student, self.teachers, images, settings.distillation, seeded(self.seed, 1, len(self.teachers)))
         return {
             "seed": self.seed,
             "data": self.data,

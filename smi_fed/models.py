@@ -47,7 +47,8 @@ class ModelSpec:
         if self.image_size is not None:
             require(is_integer(self.image_size) and self.image_size > 0, "image_size", self.image_size, "an int >= 1")
         require(isinstance(self.kwargs, Mapping), "kwargs", self.kwargs, "a mapping")
-        object.__setattr__(self, "kwargs", dict(self.kwargs))
+        kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in self.kwargs.items()}
+        object.__setattr__(self, "kwargs", kwargs)  # one form, whether it came from JSON, YAML or Python
         for key in ("mean", "std"):
             self._freeze_floats(key)
         if self.class_names is not None:

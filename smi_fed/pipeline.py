@@ -30,6 +30,7 @@ from smi_fed.inversion import (
     invert,
     trajectories,
 )
+from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.models import Classifier
 from smi_fed.pool import start_from
@@ -129,6 +130,21 @@ def draw_targets(teacher: TrainedTeacher, count: int, generator: torch.Generator
     return torch.multinomial(weights, count, replacement=True, generator=generator)
 
 
+def own_priors(teacher: TrainedTeacher, config: InversionConfig) -> InversionConfig:
+    """`config` less the priors that this teacher cannot have; a line of log says which, and why.
+
+    Feature statistics come from clients with enough examples and patch tokens; running
+    statistics from models with BatchNorm.
+    """
+    if config.statistics and teacher.statistics is None:
+        log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
+        config = replace(config, statistics=0.0)
+    if config.batchnorm and not batch_norms(teacher.model):
+        log.info("%s has no BatchNorm: inverted without that prior", teacher.name)
+        config = replace(config, batchnorm=0.0)
+    return config
+
+
 def invert_teacher(
     teacher: TrainedTeacher,
     number: int,
@@ -140,20 +156,16 @@ def invert_teacher(
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
 
-    A teacher that came without feature statistics (few examples, or no patch tokens) is
-    inverted without that prior. Where one trajectory gives several images (rebirth) as many
-    are begun as it takes for `images_per_teacher`.
+    Each prior is for the teachers that can have it, see `own_priors`. Where one trajectory
+    gives several images (rebirth) as many are begun as it takes for `images_per_teacher`.
 
     Args:
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
     """
-    inversion = config.inversion
+    inversion = own_priors(teacher, config.inversion)
     targets = draw_targets(teacher, trajectories(teacher.model, inversion, config.images_per_teacher), generator)
     warm = start_from(last, targets) if last is not None else None
-    if inversion.statistics and teacher.statistics is None:
-        log.warning("%s sent no feature statistics: inverted without that prior", teacher.name)
-        inversion = replace(inversion, statistics=0.0)
     started, spent = time.perf_counter(), dict[int, int]()
 
     def show(now: InversionProgress) -> None:

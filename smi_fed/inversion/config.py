@@ -37,12 +37,14 @@ class InversionConfig:
         tv: weight of total variation, >= 0.
         statistics: weight of the feature-statistics prior, >= 0; above 0 `invert` needs
             statistics.
+        batchnorm: weight of the BatchNorm-statistics prior (DeepInversion), >= 0; above 0
+            `invert` needs a model with BatchNorm, which runs uncompiled.
         jitter: largest cyclic shift per axis in pixels; once patches have stopped, whole
             patches only.
         flip: mirror views at random.
         batch_size: images optimised together; auto chooses from the device's free memory
-            (not with statistics > 0, where the batch is part of the result). Without that
-            prior a batch that does not fit is halved and goes on.
+            (not where a prior couples the images, so that the batch is part of the result).
+            Without such a prior a batch that does not fit is halved and goes on.
         precision: float32 | bfloat16 (autocast of the teacher; pixels keep their dtype).
         compile: let `torch.compile` fuse the teacher's blocks; on CPU it gains nothing.
         patch_size: grid for models without patch tokens.
@@ -67,6 +69,7 @@ class InversionConfig:
     tolerance: float = 0.01
     tv: float = 1e-4
     statistics: float = 0.0
+    batchnorm: float = 0.0
     jitter: int = 30
     flip: bool = True
     batch_size: int | str = 64
@@ -90,7 +93,7 @@ class InversionConfig:
         size = self.batch_size
         good = size == "auto" if isinstance(size, str) else is_integer(size) and size > 0
         require(good, "batch_size", size, "an int >= 1 or auto")
-        for key in ("tv", "statistics", "start_scale"):
+        for key in ("tv", "statistics", "batchnorm", "start_scale"):
             value = getattr(self, key)
             require(is_number(value) and value >= 0, key, value, "a number >= 0")
         require(is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
@@ -120,9 +123,15 @@ class InversionConfig:
         both = self.rebirth and self.adaptive
         require(not both, "adaptive", True, "false, where rebirth is true: a softer schedule gives fewer images")
         mirrored = self.statistics > 0 and self.flip
-        coupled = self.statistics > 0 and self.batch_size == "auto"
-        require(not coupled, "batch_size", "auto", "an int, where statistics > 0: the prior couples a batch's images")
+        for key in ("statistics", "batchnorm"):
+            chosen = getattr(self, key) > 0 and self.batch_size == "auto"
+            require(not chosen, "batch_size", "auto", f"an int, where {key} > 0: the prior couples a batch's images")
         require(not mirrored, "flip", self.flip, "false, where statistics > 0: the prior compares positions")
+
+    @property
+    def couples(self) -> bool:
+        """Whether a prior makes the composition of a batch part of its images."""
+        return self.statistics > 0 or self.batchnorm > 0
 
     @classmethod
     def paper(cls, **changes: Any) -> InversionConfig:

@@ -78,8 +78,9 @@ def invert(
         generator: one integer is drawn from it. Every choice is a function of that
             integer, the image's id (its place in `targets`) and the iteration. None draws
             from torch's own, and goes on with the checkpoint's integer where there is one.
-        statistics: what the feature-statistics prior compares with. The prior couples the
-            images of a batch: with it `batch_size` is part of the result's identity.
+        statistics: what the feature-statistics prior compares with. This prior and that of
+            BatchNorm couple the images of a batch: with them `batch_size` is part of the
+            result's identity.
         warm: images to start from: row r is where the image of id `warm.ids[r]` starts, which
             is its place in `targets`. The others start from noise.
         teacher_id: stored with the images.
@@ -205,7 +206,7 @@ def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
         torch.OutOfMemoryError: nothing can be halved.
     """
     size = len(work.begun[-1].ids) if work.begun else work.size
-    if size == 1 or problem.statistics is not None:
+    if size == 1 or problem.config.couples:
         advice = "even for one image" if size == 1 else f"for {size} images that the prior couples; lower batch_size"
         raise torch.OutOfMemoryError(f"out of memory {advice} ({error})") from error
     work.size = -(-size // 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import Teacher
@@ -55,6 +56,11 @@ def check_prior(teacher: Teacher, config: InversionConfig, statistics: FeatureSt
     Raises:
         ValueError: saying what was got and what is allowed.
     """
+    if config.batchnorm and not batch_norms(teacher.backbone):
+        raise ValueError(
+            f"batchnorm: got weight {config.batchnorm} for a model without BatchNorm that keeps running statistics, "
+            "allowed: 0 there"
+        )
     if config.statistics == 0:
         return
     if teacher.prefix_tokens < 0:

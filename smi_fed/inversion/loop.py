@@ -17,6 +17,7 @@ from torch import Tensor
 from smi_fed.inversion import early_stop, losses, rebirth
 from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
+from smi_fed.inversion.batch_norm import batch_norm_prior
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
@@ -148,7 +149,7 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
 
 
 def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
-    """What each image is optimised for (b,): classification, total variation, feature prior (equation 1)."""
+    """What each image is optimised for (b,): classification, total variation, feature priors (equation 1)."""
     config, teacher = problem.config, problem.teacher
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
@@ -161,12 +162,14 @@ def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
 def view_loss(problem: Problem, state: State, view: View) -> Tensor:
     """What the teacher says of a view (b,): classification and feature prior."""
     config, teacher, dtype = problem.config, problem.teacher, view.patches.dtype
-    with problem.autocast():
+    with problem.autocast(), problem.listening() as seen:
         logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
     loss = losses.classification(logits.to(dtype), state.targets)
     if problem.statistics is not None:
         layers = [layer.to(dtype) for layer in layers]
         loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)
+    if config.batchnorm:
+        loss = loss + config.batchnorm * batch_norm_prior(seen).to(dtype)
     return loss
 
 

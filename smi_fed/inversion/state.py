@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from smi_fed.inversion.acceleration import uncompiled
+from smi_fed.inversion.batch_norm import Seen, input_statistics
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics
 from smi_fed.inversion.optimiser import Moments
@@ -93,3 +95,12 @@ class Problem:
     def is_open(self, state: State) -> bool:
         """Whether no stop is to come in `state`: its images may leave, and others of its kind join."""
         return state.kept.shape[1] == self.config.schedule.kept_counts(state.canvas.shape[1])[-1][1]
+
+    @contextmanager
+    def listening(self) -> Iterator[list[Seen]]:
+        """Where the BatchNorm layers tell what they are shown, if the settings have that prior."""
+        if not self.config.batchnorm:
+            yield []
+            return
+        with uncompiled(self.config), input_statistics(self.teacher.backbone) as seen:
+            yield seen

@@ -39,6 +39,7 @@ class Teacher(Protocol):
         channels, classes: sizes of input and logits.
         mean, std: (c, 1, 1) normalisation of pixels in [0, 1].
         needs_canvas: whether views have to carry stopped patches too.
+        backbone: the model itself, for who listens to its layers.
         prefix_tokens: tokens before the patches in `features`; -1 where there are no features.
     """
 
@@ -49,6 +50,7 @@ class Teacher(Protocol):
     mean: Tensor
     std: Tensor
     needs_canvas: bool
+    backbone: Any
     prefix_tokens: int
 
     def logits(self, view: View) -> Tensor:

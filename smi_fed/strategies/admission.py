@@ -6,6 +6,7 @@ weights are compared, by key, shape and dtype, with a build on torch's meta devi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_number
+from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
@@ -26,6 +28,8 @@ from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.tokens import to_patches
 
 LARGEST_IMAGE = 512
+LARGEST_GRID = 128 * 128
+"""Patches of one image; a small patch on a large image takes memory that no count of weights tells of."""
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -60,14 +64,19 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
         shape = _build(spec)
     if (size := count_parameters(shape)) > policy.max_parameters:
         raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
+    if (size := sum(buffer.numel() for buffer in shape.buffers())) > policy.max_parameters:
+        raise BadReplyError(f"the model keeps {size} more numbers, allowed: at most {policy.max_parameters}")
     if len(shape.mean) != expected.channels:
         raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
     if max(shape.image_size) > LARGEST_IMAGE:
         raise BadReplyError(f"the model takes images of {shape.image_size} px, allowed: at most {LARGEST_IMAGE}")
+    if (size := grid_of(shape)) > LARGEST_GRID:
+        raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {LARGEST_GRID}")
     arrays = claim.arrays
     if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names
         arrays = {f"backbone.{key}": array for key, array in arrays.items()}
     weights = check_arrays(arrays, shape.state_dict())
+    check_batch_norms(shape, weights)
     model = _build(spec)
     model.load_state_dict(weights)
     model.eval().to(device)
@@ -108,6 +117,26 @@ def _build(spec: ModelSpec) -> Classifier:
         raise BadReplyError(str(error)) from error
     except Exception as error:  # whatever a stranger's arguments make timm raise, it is that reply's fault
         raise BadReplyError(f"the architecture cannot be built: {type(error).__name__}: {error}") from error
+
+
+def grid_of(model: Classifier) -> int:
+    """Patches that a model cuts an image into; 0 where it has no patch size."""
+    own = model.spec.kwargs.get("patch_size")
+    asked = None if own is None else (own, own)
+    patch = getattr(getattr(model.backbone, "patch_embed", None), "patch_size", asked)
+    return 0 if patch is None else math.prod(side // p for side, p in zip(model.image_size, patch, strict=True))
+
+
+def check_batch_norms(model: Classifier, weights: Mapping[str, Tensor]) -> None:
+    """A negative variance makes every logit NaN, or only those of some images.
+
+    Raises:
+        BadReplyError: a variance or a count of batches below 0, by its key.
+    """
+    for name in batch_norms(model):
+        for key in (f"{name}.running_var", f"{name}.num_batches_tracked"):
+            if bool((weights[key] < 0).any()):
+                raise BadReplyError(f"{key} is {float(weights[key].min())}, expected values >= 0")
 
 
 @torch.no_grad()

@@ -14,17 +14,23 @@ LONGEST_SPEC = 20_000
 
 KWARG_BOUNDS: dict[str, tuple[float, float]] = {
     "img_size": (8, 512), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
-    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0, 1), "reg_tokens": (0, 16),
+    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0, 1), "reg_tokens": (0, 16), "depths": (1, 32),
+    "window_size": (1, 16),
 }  # fmt: skip
 KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
     "qk_norm": (True, False), "qkv_bias": (True, False), "class_token": (True, False), "no_embed_class": (True, False),
     "pre_norm": (True, False), "global_pool": ("token", "avg", "map"),
 }  # fmt: skip
+STAGES = 4
+"""Most values of an argument that is one number per stage."""
+PER_STAGE = frozenset({"depths", "num_heads"})
 INTEGERS = frozenset(KWARG_BOUNDS) - {"mlp_ratio", "init_values"}
 
 DEFAULT_ARCHITECTURES = (
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
     "deit_small_patch16_224", "deit_base_patch16_224", "deit_tiny_distilled_patch16_224",
+    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
+    "resnet10t", "resnet18", "resnet26t", "resnet34", "resnet50", "convnext_atto", "convnext_tiny",
 )  # fmt: skip
 
 
@@ -100,6 +106,10 @@ def _check_kwarg(key: str, value: Any) -> None:
         allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
         raise BadReplyError(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
     low, high = KWARG_BOUNDS[key]
-    whole = not isinstance(value, float) or key not in INTEGERS
-    if not is_number(value) or not whole or not low <= value <= high:
-        raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
+    values: tuple[Any, ...] = value if isinstance(value, tuple) and key in PER_STAGE else (value,)
+    if not 1 <= len(values) <= STAGES:
+        raise BadReplyError(f"argument {key} has {len(values)} values, allowed: 1 to {STAGES}")
+    for each in values:
+        whole = not isinstance(each, float) or key not in INTEGERS
+        if not is_number(each) or not whole or not low <= each <= high:
+            raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")

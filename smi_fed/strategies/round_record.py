@@ -67,6 +67,10 @@ def common_metrics(verdicts: Sequence[Verdict]) -> list[dict[str, int | float]]:
 
 def describe(spec: ModelSpec) -> str:
     """An architecture in a few words: its name and what its arguments change."""
-    short = {"patch_size": "patch", "embed_dim": "width", "depth": "depth", "num_heads": "heads"}
-    parts = [f"{word} {spec.kwargs[key]}" for key, word in short.items() if key in spec.kwargs]
+    short = {
+        "patch_size": "patch", "window_size": "window", "embed_dim": "width", "depth": "depth", "depths": "depths",
+        "num_heads": "heads",
+    }  # fmt: skip
+    told = {key: spec.kwargs[key] for key in short if key in spec.kwargs}
+    parts = [f"{short[key]} {'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in told.items()]
     return f"{spec.name} ({', '.join(parts)})" if parts else spec.name
