@@ -2,10 +2,11 @@
 
 After FedMITR (arXiv 2605.10748), which has no public code, and token labelling (Jiang et
 al., 2021). A token over patches that inversion kept learns what its image was made to show;
-the others are relabelled by the ensemble. Deviations from FedMITR: the image-level loss
-stays the ensemble's, and tokens add to it; a student's patch may lie under kept and stopped
-ones, and its label is a mixture by area; mixed images mix their labels; both labels are
-compared at the distillation's temperature.
+the others are relabelled by the ensemble. Of what FedMITR's abstract leaves open, this file
+chose: tokens add to the image-level loss, which stays the ensemble's; the student's own head
+reads each token; a student's patch may lie under kept and stopped ones, and its label is a
+mixture by area; mixed images mix their labels; both labels are compared at the
+distillation's temperature.
 """
 
 from __future__ import annotations
