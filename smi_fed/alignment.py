@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from smi_fed.checks import SettingError, require
 from smi_fed.models import Classifier, ModelSpec
+from smi_fed.sparse_images import SparseImages
 
 
 class Aligned(nn.Module):
@@ -42,6 +44,17 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[2:]) == tuple(size):
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def align_targets(images: SparseImages, classes: Sequence[int] | None) -> SparseImages:
+    """`images` with targets (b,) in the student's classes; multi-label targets stay as they are.
+
+    Args:
+        classes: for each class of the teacher its index among the student's; None where they are the same.
+    """
+    if classes is None or images.targets.ndim != 1:
+        return images
+    return replace(images, targets=torch.tensor(list(classes))[images.targets])
 
 
 def class_positions(own: ModelSpec, student: ModelSpec) -> tuple[int, ...]:

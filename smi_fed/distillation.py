@@ -15,6 +15,7 @@ from smi_fed import tokens
 from smi_fed.alignment import resize
 from smi_fed.checks import is_number, require, require_choice
 from smi_fed.models import Classifier
+from smi_fed.relabelling import Relabelling, relabelled, require_patch_tokens
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import Optimiser, TrainingConfig, evaluating, shift_images
 
@@ -30,6 +31,8 @@ class DistillationConfig(TrainingConfig):
         mixup: Beta parameter of mixing pairs of synthetic images; 0 is off.
         tokens: which tokens the student is shown: all | kept | mixed (either, by batch).
         ensemble: how teachers are weighted: uniform | examples | class.
+        relabel: weight of the patch tokens' own labels (`smi_fed.relabelling`), >= 0; 0 is off, else
+            the student has to be shown all tokens.
 
     Raises:
         SettingError: naming what cannot be.
@@ -40,6 +43,7 @@ class DistillationConfig(TrainingConfig):
     mixup: float = 1.0
     tokens: str = "all"
     ensemble: str = "class"
+    relabel: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +51,8 @@ class DistillationConfig(TrainingConfig):
         require(is_number(self.mixup) and self.mixup >= 0, "mixup", self.mixup, "a number >= 0")
         require_choice("tokens", self.tokens, ("all", "kept", "mixed"))
         require_choice("ensemble", self.ensemble, ENSEMBLES)
+        require(is_number(self.relabel) and self.relabel >= 0, "relabel", self.relabel, "a number >= 0")
+        require(not self.relabel or self.tokens == "all", "relabel", self.relabel, "0 unless tokens is all")
 
 
 @dataclass
@@ -113,12 +119,13 @@ def distill(
     """Teach `student`, in place and on its own device, what the teachers say of the images.
 
     Minimises T^2 KL(ensemble || student) at temperature T (Hinton et al., 2015) over
-    shifted and mixed synthetic images. The student is left in evaluation mode; teachers
-    are left as they were.
+    shifted and mixed synthetic images, and `config.relabel` times the same for each patch
+    token and its label. The student is left in evaluation mode; teachers are left as they were.
 
     Args:
         teachers: modules that take images in [0, 1]; a `Classifier` is shown them at its own size.
-        images: one set or several (of different patch and image size; they are shown at the student's).
+        images: one set or several (of different patch and image size; they are shown at the student's);
+            for relabelling their targets are the student's classes.
         generator: source of every random choice; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
             whatever `config.ensemble` says: only the caller knows what clients told of their data.
@@ -126,7 +133,8 @@ def distill(
         progress: called with (steps done, loss tensor) after every step.
 
     Raises:
-        ValueError: no teachers, no images, or `tokens` other than all for a student without tokens.
+        ValueError: no teachers, no images, or `tokens` other than all for a student without tokens; for
+            relabelling what `smi_fed.relabelling.Relabelling` refuses.
     """
     config = config or DistillationConfig()
     generator = generator or torch.Generator().manual_seed(0)
@@ -137,7 +145,7 @@ def distill(
     weights = (torch.full((len(teachers), 1), 1 / len(teachers)) if weights is None else weights).to(device)
     height, width = student.image_size if isinstance(student, Classifier) else sets[0].images.shape[2:]
     pixels = torch.cat([resize(each.images, (height, width)) for each in sets]).to(device)
-    shown = _Shown(student, sets, config, device)
+    shown = _Shown(student, sets, config, (height, width), device)
     optimiser = Optimiser(student, config)
     started, losses = time.perf_counter(), []
     student.train()
@@ -146,10 +154,11 @@ def distill(
             for step in range(config.steps):
                 rows = _draw(len(pixels), shares, config.batch_size, generator).to(device)
                 batch = shift_images(pixels[rows], config.jitter, generator)
-                batch = mix(batch, config.mixup, generator)
+                partners = draw_partners(len(batch), config.mixup, generator)
+                batch = blend(batch, partners)
                 with torch.no_grad():
                     wanted = ensemble_probabilities([_answer(t, batch) for t in teachers], weights, config.temperature)
-                loss = distillation_loss(shown.logits(batch, rows, generator), wanted, config.temperature)
+                loss = shown.loss(batch, rows, partners, wanted, generator)
                 optimiser.step(loss)
                 losses.append(loss.detach())
                 if progress is not None:
@@ -175,29 +184,49 @@ def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Ten
     return temperature**2 * F.kl_div((logits / temperature).log_softmax(-1), wanted, reduction="batchmean")
 
 
+Partners = tuple[Tensor, Tensor]
+"""For each image of a batch its own share (b,) in [1/2, 1] and who has the rest (b,)."""
+
+
+def draw_partners(count: int, alpha: float, generator: torch.Generator) -> Partners | None:
+    """Whom each of `count` images is mixed with; None, without a draw, where `alpha` is 0."""
+    if not alpha:
+        return None
+    # Beta(a, a) from two gamma draws, which take a generator; only a = 1 is uniform.
+    if alpha == 1:
+        share = torch.rand(count, generator=generator)
+    else:
+        gammas = torch._standard_gamma(torch.full((2, count), float(alpha)), generator=generator)
+        share = gammas[0] / gammas.sum(0)
+    return torch.maximum(share, 1 - share), torch.randperm(count, generator=generator)
+
+
+def blend(values: Tensor, partners: Partners | None) -> Tensor:
+    """Each row of `values` (b, ...) mixed with its partner's; as they are for None."""
+    if partners is None:
+        return values
+    share = partners[0].to(values).view(-1, *[1] * (values.ndim - 1))
+    return share * values + (1 - share) * values[partners[1].to(values.device)]
+
+
 def mix(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     """Each image (b, c, h, w) mixed with another of the batch (Zhang et al., 2018); the larger share stays its own."""
-    if not alpha:
-        return images
-    # Beta(a, a) from two gamma draws, which take a generator; only a = 1 is uniform.
-    b = len(images)
-    if alpha == 1:
-        share = torch.rand(b, generator=generator)
-    else:
-        gammas = torch._standard_gamma(torch.full((2, b), float(alpha)), generator=generator)
-        share = gammas[0] / gammas.sum(0)
-    share = torch.maximum(share, 1 - share).to(images).view(-1, 1, 1, 1)
-    other = torch.randperm(b, generator=generator).to(images.device)
-    return share * images + (1 - share) * images[other]
+    return blend(images, draw_partners(len(images), alpha, generator))
 
 
 class _Shown:
-    """The student's view: all tokens, or those over the patches that inversion kept."""
+    """The student's view: all tokens, or those over the patches that inversion kept; and its loss on them."""
 
     def __init__(
-        self, student: nn.Module, sets: Sequence[SparseImages], config: DistillationConfig, device: torch.device
+        self,
+        student: nn.Module,
+        sets: Sequence[SparseImages],
+        config: DistillationConfig,
+        size: tuple[int, int],
+        device: torch.device,
     ) -> None:
-        self.student, self.mode = student, config.tokens
+        self.student, self.config, self.mode = student, config, config.tokens
+        self.relabelling = _relabelling(student, sets, config.relabel, size, device) if config.relabel else None
         if self.mode == "all":
             return
         backbone = student.backbone if isinstance(student, Classifier) else None
@@ -205,6 +234,18 @@ class _Shown:
             raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
         self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
         self.kept = shown_tokens(sets, self.patch_size, student.image_size).to(device)
+
+    def loss(
+        self, batch: Tensor, rows: Tensor, partners: Partners | None, wanted: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Of `batch`, images `rows` mixed with `partners`, against the ensemble's `wanted` (b, classes)."""
+        temperature = self.config.temperature
+        if self.relabelling is None:
+            return distillation_loss(self.logits(batch, rows, generator), wanted, temperature)
+        logits, of_tokens = self.relabelling.logits(batch)
+        labels = relabelled(blend(self.relabelling.told(rows), partners), wanted)
+        each = distillation_loss(of_tokens.flatten(0, 1), labels.flatten(0, 1), temperature)
+        return distillation_loss(logits, wanted, temperature) + self.config.relabel * each
 
     def logits(self, batch: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         everything = self.mode == "all"
@@ -217,6 +258,13 @@ class _Shown:
         patches = tokens.to_patches((batch - student.mean) / student.std, self.patch_size)
         kept = self.kept[rows]
         return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
+
+
+def _relabelling(
+    student: nn.Module, sets: Sequence[SparseImages], weight: float, size: tuple[int, int], device: torch.device
+) -> Relabelling:
+    patch_size = require_patch_tokens(student, weight)
+    return Relabelling(student, sets, torch.cat([coverage(each, patch_size, size) for each in sets]).to(device))
 
 
 def shown_tokens(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smi_fed.alignment import Aligned
+from smi_fed.alignment import Aligned, align_targets
 from smi_fed.checks import is_integer, require
 from smi_fed.data import ImageSet
 from smi_fed.distillation import (
@@ -33,7 +33,7 @@ from smi_fed.inversion import (
 from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.models import Classifier
-from smi_fed.pool import start_from
+from smi_fed.pool import Entry, start_from
 from smi_fed.progress import Bar, show_inversion
 from smi_fed.training import predict
 
@@ -208,13 +208,25 @@ def distill_student(
     config: DistillationConfig,
     generator: torch.Generator,
     shares: Tensor | None = None,
+    reused: Sequence[Entry] = (),
 ) -> DistillationRecord:
-    """Teach `student` in place what all teachers say of all images, with a progress bar."""
+    """Teach `student` in place what all teachers say of all images, with a progress bar.
+
+    Args:
+        images: of each teacher, in the order of `teachers`; targets in its own classes.
+        shares: (images,) how often each is drawn, those of `reused` last; None is evenly.
+        reused: images of earlier rounds, whose teachers need not be there any more.
+
+    Raises:
+        ValueError: another number of sets than of teachers, or what `distill` refuses.
+    """
+    sets = [align_targets(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
+    sets += [align_targets(entry.images, entry.classes) for entry in reused]
     with Bar("distillation", config.steps, unit="step") as bar:
         return distill(
             student,
             [teacher.aligned for teacher in teachers],
-            images,
+            sets,
             config,
             generator=generator,
             weights=weights_of(teachers, config.ensemble),

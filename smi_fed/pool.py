@@ -37,11 +37,18 @@ class PoolConfig:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One client's images of one round; `client` is whatever tells clients apart."""
+    """One client's images of one round.
+
+    Attributes:
+        client: whatever tells clients apart.
+        images: targets in the client's own classes.
+        classes: for each of them its index among the student's; None where they are the same.
+    """
 
     round: int
     client: str
     images: SparseImages
+    classes: Sequence[int] | None = None
 
 
 @dataclass
@@ -52,9 +59,16 @@ class Pool:
     entries: list[Entry] = field(default_factory=list)
     last: dict[str, SparseImages] = field(default_factory=dict)
 
-    def add(self, server_round: int, clients: Sequence[str], images: Sequence[SparseImages]) -> None:
-        """Take in a round; what is beyond the bound is dropped, oldest first."""
-        fresh = [Entry(server_round, client, each) for client, each in zip(clients, images, strict=True)]
+    def add(
+        self,
+        server_round: int,
+        clients: Sequence[str],
+        images: Sequence[SparseImages],
+        classes: Sequence[Sequence[int] | None] | None = None,
+    ) -> None:
+        """Take in a round; what is beyond the bound is dropped, oldest first. `classes` of each client: see `Entry`."""
+        rows = zip(clients, images, classes or [None] * len(images), strict=True)
+        fresh = [Entry(server_round, *row) for row in rows]
         if self.config.warm:
             self.last.update({entry.client: entry.images for entry in fresh})
         room, kept = self.config.images, []

@@ -80,7 +80,7 @@ class Core:
         """Stand where the run stood after its last finished round."""
         self.rounds = state.records(images)
         for line, record in zip(state.lines, self.rounds, strict=True):
-            self.pool.add(record.round, line["clients"], record.images)
+            self.pool.add(record.round, line["clients"], record.images, line["classes"])
         if self.rounds:
             log.info("going on after round %d of %s", state.completed, state.directory)
 
@@ -230,11 +230,11 @@ class Core:
 
     def _distill(self, record: RoundRecord) -> DistillationRecord:
         """Teach the student what all teachers say of all images, earlier rounds' included."""
-        images = [*record.images, *(entry.images for entry in self.pool.entries)]
-        record.reused = sum(len(entry.images) for entry in self.pool.entries)
+        reused, config = self.pool.entries, self.pipeline.distillation
+        record.reused = sum(len(entry.images) for entry in reused)
         shares = self.pool.shares(record.round, sum(map(len, record.images))) if record.reused else None
         generator = seeded(self.seed, record.round, len(record.teachers))
-        found = distill_student(self.student, record.teachers, images, self.pipeline.distillation, generator, shares)
+        found = distill_student(self.student, record.teachers, record.images, config, generator, shares, reused)
         self._check_student(record.round)
         return found
 
@@ -245,10 +245,10 @@ class Core:
         for number, (verdict, teacher, images) in enumerate(zip(admitted, record.teachers, record.images, strict=True)):
             self.student.load_state_dict(before)
             client = self._client(verdict)
-            own = [images, *(entry.images for entry in self.pool.of(client))]
-            shares = self.pool.shares(record.round, len(images), client) if len(own) > 1 else None
+            reused, config = self.pool.of(client), self.pipeline.distillation
+            shares = self.pool.shares(record.round, len(images), client) if reused else None
             generator = self._generator(record.round, number, teacher)
-            found = distill_student(self.student, [teacher], own, self.pipeline.distillation, generator, shares)
+            found = distill_student(self.student, [teacher], [images], config, generator, shares, reused)
             self._check_student(record.round)
             record.projections.append(self.weights)
             done = record.distillation
@@ -279,7 +279,7 @@ class Core:
         clients = [self._client(verdict) for verdict in record.verdicts if verdict.admitted]
         if self.state is not None:
             self.state.close(record, clients, self.weights, strategy)
-        self.pool.add(record.round, clients, record.images)
+        self.pool.add(record.round, clients, record.images, [teacher.classes for teacher in record.teachers])
         record.projections = []  # a copy of the student per client; nobody needs them any more
         self.rounds.append(record)
         if self.on_round is not None:

@@ -131,6 +131,7 @@ class RunState:
         self.lines.append({
             "round": record.round,
             "clients": clients,
+            "classes": [teacher.classes for teacher in record.teachers],
             "inversions": [asdict(each) for each in record.inversions],
             "distillation": asdict(record.distillation),
             "reused": record.reused,

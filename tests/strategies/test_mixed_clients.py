@@ -109,6 +109,33 @@ def test_mixed_clients_end_with_a_finite_student(projection, pool):
     assert all(np.isfinite(record.distillation.losses).all() for record in wrapped.rounds)
 
 
+def test_targets_of_every_round_are_the_students_classes(distilled):
+    """A client that comes back with its classes in another order does not change what its old images are of."""
+
+    def changing(message, context):
+        number = context.node_config["partition-id"]
+        own, counts = CLIENTS[number]
+        if number == 0 and message.content["config"]["server-round"] == 2:
+            own, counts = spec(("ant", "bee")), counts[::-1]
+        return reply(message, own, counts, number)
+
+    pipe = replace(PIPELINE, images_per_teacher=6, distillation=replace(PIPELINE.distillation, relabel=0.5))
+    wrapped, _ = run(
+        flower.FedAvg(**SAMPLING), ask=changing, places=PLACES, student=STUDENT, pool=PoolConfig(images=99),
+        pipeline=pipe, num_rounds=2,
+    )  # fmt: skip
+    names = [[own.class_names for own, _ in CLIENTS] for _ in range(2)]
+    names[1][0] = ("ant", "bee")
+    expected = [
+        [[NAMES.index(known[target]) for target in found.targets.tolist()]
+         for known, found in zip(names[number], record.images, strict=True)]
+        for number, record in enumerate(wrapped.rounds)
+    ]  # fmt: skip
+    first, second = ([found.targets.tolist() for found in images] for _, images, _ in distilled)
+    assert first == expected[0]
+    assert second == expected[1] + expected[0]
+
+
 def test_a_client_that_comes_back_with_other_images_is_started_from_noise():
     def changing(message, context):
         number = context.node_config["partition-id"]

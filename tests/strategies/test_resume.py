@@ -128,6 +128,11 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     last = again.rounds[-1]
     assert [teacher.name for teacher in last.teachers] == ["client 0", "client 1", "client 2"]
     assert last.distillation.losses
+    assert (
+        [tuple(entry.classes) for entry in again.core.pool.entries]
+        == [tuple(range(5))] * len(again.core.pool.entries)
+        != []
+    )
 
 
 @pytest.mark.parametrize(

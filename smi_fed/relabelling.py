@@ -1,0 +1,108 @@
+"""Token relabelling: every patch token of the student learns a label of its own.
+
+After FedMITR (arXiv 2605.10748), which has no public code, and token labelling (Jiang et
+al., 2021). A token over patches that inversion kept learns what its image was made to show;
+the others are relabelled by the ensemble. Of what FedMITR's abstract leaves open, this file
+chose: tokens add to the image-level loss, which stays the ensemble's; the student's own head
+reads each token; a student's patch may lie under kept and stopped ones, and its label is a
+mixture by area; mixed images mix their labels; both labels are compared at the
+distillation's temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smi_fed import tokens
+from smi_fed.models import Classifier
+from smi_fed.sparse_images import SparseImages
+
+
+class Relabelling:
+    """Logits and labels of a student's patch tokens.
+
+    Labels do not follow `shift_images`: a pixel or so is a small part of a patch.
+
+    Args:
+        student: a `Classifier` of a token model, or such a timm ViT itself.
+        sets: all images; targets (b,) in the student's classes.
+        kept: (images, n) share of each of the student's patches that lies under kept ones.
+
+    Raises:
+        ValueError: a student without one token for each patch, multi-label targets, or
+            targets that are not among the student's classes.
+    """
+
+    def __init__(self, student: nn.Module, sets: Sequence[SparseImages], kept: Tensor) -> None:
+        self.student, self.kept = student, kept.clamp(0, 1)  # shares of a third are not exact
+        self.targets = torch.cat([_single_labels(each) for each in sets]).to(kept.device)
+        self.classes = _vit(student).num_classes
+        if bool(((self.targets < 0) | (self.targets >= self.classes)).any()):
+            raise ValueError(
+                f"relabel: got targets from {int(self.targets.min())} to {int(self.targets.max())}, "
+                f"allowed: the student's classes, 0 to {self.classes - 1}"
+            )
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of images (b, c, h, w) the student's logits (b, classes) and those of its patch tokens (b, n, classes)."""
+        found: list[Tensor] = []
+
+        def collect(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            found.append(output)
+
+        handle = _vit(self.student).norm.register_forward_hook(collect)
+        try:
+            logits = self.student(images)
+        finally:
+            handle.remove()
+        return logits, token_logits(self.student, found[-1])
+
+    def told(self, rows: Tensor) -> Tensor:
+        """What the targets of images `rows` (b,) say of their tokens: (b, n, classes), each summing to its kept share.
+
+        It is linear: told of mixed images are mixed like the images.
+        """
+        labels = F.one_hot(self.targets[rows], self.classes).to(self.kept)
+        return self.kept[rows][:, :, None] * labels[:, None]
+
+
+def relabelled(told: Tensor, wanted: Tensor) -> Tensor:
+    """Token labels (b, n, classes), each summing to 1: `told` (b, n, classes), the rest `wanted` (b, classes)."""
+    return told + (1 - told.sum(-1, keepdim=True)) * wanted[:, None]
+
+
+def token_logits(student: nn.Module, features: Tensor) -> Tensor:
+    """Logits (b, n, classes) that the student's own head gives each patch token of `features` (b, prefix + n, d).
+
+    Each token is shown to the head in the place of all: pooling, of whatever kind, finds that token.
+    """
+    vit = _vit(student)
+    b, _, d = features.shape
+    patches = features[:, vit.num_prefix_tokens :]
+    alone = patches.reshape(-1, 1, d).expand(-1, vit.num_prefix_tokens + 1, -1)
+    return vit.forward_head(alone).view(b, patches.shape[1], -1)
+
+
+def require_patch_tokens(student: nn.Module, weight: float) -> tuple[int, int]:
+    """The student's patch size; ValueError, naming the weight, unless it has one token for each patch of its images."""
+    vit = _vit(student)
+    if not tokens.is_token_model(vit) or not isinstance(vit.patch_drop, nn.Identity):
+        raise ValueError(f"relabel: got {weight} for a student without one token for each patch, allowed: 0")
+    return vit.patch_embed.patch_size
+
+
+def _vit(student: nn.Module) -> Any:
+    return student.backbone if isinstance(student, Classifier) else student
+
+
+def _single_labels(images: SparseImages) -> Tensor:
+    if images.targets.ndim != 1:
+        raise ValueError(
+            f"relabel: got multi-label targets {tuple(images.targets.shape)}, allowed: one class per image, or 0"
+        )
+    return images.targets

@@ -1,0 +1,328 @@
+"""Labels and logits of patch tokens, and what they change in `distill`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from smi_fed import pipeline
+from smi_fed.alignment import align_targets
+from smi_fed.checks import SettingError
+from smi_fed.distillation import (
+    DistillationConfig,
+    blend,
+    coverage,
+    distill,
+    distillation_loss,
+    draw_partners,
+    ensemble_probabilities,
+    mix,
+)
+from smi_fed.models import build_model
+from smi_fed.pipeline import TrainedTeacher, distill_student
+from smi_fed.pool import Entry
+from smi_fed.relabelling import Relabelling, relabelled
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import Optimiser, shift_images
+from tests.models import TOKEN_MODELS, masked_model, small_spec, small_vit, token_model
+
+QUICK = DistillationConfig(steps=4, batch_size=8)
+EVEN = torch.tensor([[0.5], [0.5]])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sparse(count=12, patch=4, seed=0, classes=5, size=16):
+    """Random images, masks (of different numbers of patches) and targets."""
+    generator, side = seeded(seed), size // patch
+    mask = torch.rand(count, side, side, generator=generator) < 0.5
+    return SparseImages(
+        images=torch.rand(count, 3, size, size, generator=generator),
+        mask=mask,
+        targets=torch.randint(classes, (count,), generator=generator),
+        patch_size=(patch, patch),
+        ids=torch.arange(count),
+        teachers=torch.zeros(count, dtype=torch.long),
+        stopped_at=torch.where(mask, -1, 3),
+    )
+
+
+def fresh(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return build_model(small_spec(**kwargs))
+
+
+def shares_of(found, patch):
+    return torch.cat([coverage(each, (patch, patch), (16, 16)) for each in found])
+
+
+def slow_labels(found, patch, classes, rows, partners, wanted):
+    """Label of each token, from each of its pixels."""
+    masks, targets = [], []
+    for each in found:
+        ph, pw = each.patch_size
+        for image in range(len(each)):
+            masks.append([[bool(each.mask[image, y // ph, x // pw]) for x in range(16)] for y in range(16)])
+            targets.append(int(each.targets[image]))
+    labels = torch.zeros(len(rows), (16 // patch) ** 2, classes)
+    for place, row in enumerate(rows.tolist()):
+        parts = [(1.0, row)]
+        if partners is not None:
+            share, other = float(partners[0][place]), int(rows[partners[1][place]])
+            parts = [(share, row), (1 - share, other)]
+        for y in range(16):
+            for x in range(16):
+                token = (y // patch) * (16 // patch) + x // patch
+                for weight, image in parts:
+                    one_hot = torch.eye(classes)[targets[image]]
+                    labels[place, token] += weight * (one_hot if masks[image][y][x] else wanted[place]) / patch**2
+    return labels
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.4])
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_labels_are_those_of_a_loop_over_pixels(patch, alpha):
+    found = [sparse(5), sparse(4, patch=8, seed=1), sparse(3, patch=2, seed=2)]
+    rows = torch.tensor([0, 11, 3, 3, 6, 8])
+    partners = draw_partners(len(rows), alpha, seeded(5))
+    wanted = torch.randn(6, 5, generator=seeded(7)).softmax(1)
+    relabelling = Relabelling(fresh(patch_size=patch, depth=1), found, shares_of(found, patch))
+    labels = relabelled(blend(relabelling.told(rows), partners), wanted)
+    assert labels.shape == (6, (16 // patch) ** 2, 5)
+    torch.testing.assert_close(labels, slow_labels(found, patch, 5, rows, partners, wanted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(labels.sum(-1), torch.ones(labels.shape[:2]))
+
+
+def test_labels_by_hand():
+    found = replace(sparse(2), targets=torch.tensor([1, 0]))
+    kept = torch.tensor([[1.0, 0.0, 0.25], [0.0, 0.0, 1.0]])
+    wanted = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
+    told = Relabelling(fresh(depth=1), [found], kept).told(torch.tensor([0, 1]))[..., :2]
+    pure = relabelled(told, wanted)
+    torch.testing.assert_close(pure[0], torch.tensor([[0, 1], [0.5, 0.5], [0.375, 0.625]]))
+    torch.testing.assert_close(pure[1], torch.tensor([[0.2, 0.8], [0.2, 0.8], [1, 0]]))
+    mixed = relabelled(blend(told, (torch.tensor([0.75, 1.0]), torch.tensor([1, 0]))), wanted)
+    # The third: 3/4 of (1/4 kept as class 1), 1/4 of (all kept as class 0), and 9/16 of the ensemble.
+    torch.testing.assert_close(mixed[0, 2], torch.tensor([0.25 + 0.28125, 0.1875 + 0.28125]))
+    torch.testing.assert_close(mixed[1], pure[1])
+
+
+@pytest.mark.parametrize("kind", TOKEN_MODELS)
+def test_image_logits_are_the_untouched_students(kind):
+    student, found = token_model(kind), sparse(3)
+    logits, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    assert torch.equal(logits, student(found.images))
+    assert of_tokens.shape == (3, 16, 5)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+
+
+@pytest.mark.parametrize("kind", TOKEN_MODELS)
+def test_token_logits_are_the_heads_of_each_token(kind):
+    student, found = token_model(kind), sparse(2)
+    vit = student.backbone
+    _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    features = vit.forward_features((found.images - student.mean) / student.std)
+    for image in range(2):
+        for token in range(16):
+            alone = features[image, vit.num_prefix_tokens + token]
+            pooled = vit.fc_norm(alone) if vit.attn_pool is None else vit.attn_pool(alone[None, None])[0]
+            expected = vit.head(pooled)
+            if kind == "distilled":
+                expected = (expected + vit.head_dist(pooled)) / 2
+            torch.testing.assert_close(of_tokens[image, token], expected, atol=1e-5, rtol=1e-4)
+
+
+class BrokenNorm(nn.Module):
+    def forward(self, x):
+        raise KeyboardInterrupt
+
+
+def test_no_hook_is_left_after_an_interrupt():
+    student, found = fresh(depth=1), sparse(2)
+    relabelling = Relabelling(student, [found], shares_of([found], 4))
+    student.backbone.fc_norm = BrokenNorm()
+    with pytest.raises(KeyboardInterrupt):
+        relabelling.logits(found.images)
+    assert not student.backbone.norm._forward_hooks
+
+
+def test_a_label_moves_its_own_token():
+    student, found = small_vit(), sparse(2)
+    relabelling = Relabelling(student, [found], shares_of([found], 4))
+    seen = []
+    student.backbone.norm.register_forward_hook(lambda _m, _a, output: (output.retain_grad(), seen.append(output))[1])
+    _, of_tokens = relabelling.logits(found.images)
+    distillation_loss(of_tokens[:, 5], torch.eye(5)[:2], 2.0).backward()
+    grad = seen[0].grad.abs().sum(-1)
+    assert bool((grad[:, 1 + 5] > 0).all())
+    assert float(grad.sum() - grad[:, 1 + 5].sum()) == 0
+    assert float(student.backbone.patch_embed.proj.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0, 0.4])
+def test_the_loss_of_distill_is_the_sum_of_both(mixup):
+    student, teachers = fresh(patch_size=8), [small_vit(1), small_vit(2, patch_size=2, depth=1)]
+    found = [sparse(6), sparse(5, patch=2, seed=1)]
+    config = DistillationConfig(steps=1, batch_size=7, jitter=0, mixup=mixup, relabel=0.3)
+    generator = seeded(4)
+    rows = torch.randint(11, (7,), generator=generator)
+    partners = draw_partners(7, mixup, generator)
+    with torch.no_grad():
+        batch = blend(torch.cat([each.images for each in found])[rows], partners)
+        wanted = ensemble_probabilities([t(batch) for t in teachers], EVEN, 2.0)
+        _, of_tokens = Relabelling(student, found, shares_of(found, 8)).logits(batch)
+        labels = slow_labels(found, 8, 5, rows, partners, wanted)
+        each = [
+            4 * (labels[i, k] * (labels[i, k].log() - (of_tokens[i, k] / 2).log_softmax(0))).nansum()
+            for i in range(7) for k in range(4)
+        ]  # fmt: skip
+        expected = distillation_loss(student(batch), wanted, 2.0) + 0.3 * sum(each) / len(each)
+    record = distill(student, teachers, found, config, generator=seeded(4))
+    assert record.losses[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def plain_mix(images, alpha, generator):
+    b = len(images)
+    if alpha == 1:
+        share = torch.rand(b, generator=generator)
+    else:
+        gammas = torch._standard_gamma(torch.full((2, b), float(alpha)), generator=generator)
+        share = gammas[0] / gammas.sum(0)
+    share = torch.maximum(share, 1 - share).view(-1, 1, 1, 1)
+    return share * images + (1 - share) * images[torch.randperm(b, generator=generator)]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1, 0.4])
+def test_mixing_draws_what_it_drew(alpha):
+    images = torch.rand(6, 3, 4, 4, generator=seeded(1))
+    first, second = seeded(2), seeded(2)
+    assert torch.equal(mix(images, alpha, first), plain_mix(images, alpha, second))
+    assert torch.equal(first.get_state(), second.get_state())
+
+
+@pytest.mark.parametrize("mixup", [1.0, 0.4])
+def test_off_is_a_plain_loop_bit_for_bit(mixup):
+    teachers, found = [small_vit(1), small_vit(2)], sparse()
+    config, generator = replace(QUICK, mixup=mixup), seeded()
+    plain = fresh()
+    optimiser = Optimiser(plain, config)
+    plain.train()
+    for _ in range(config.steps):
+        rows = torch.randint(len(found), (config.batch_size,), generator=generator)
+        batch = plain_mix(shift_images(found.images[rows], config.jitter, generator), mixup, generator)
+        with torch.no_grad():
+            wanted = ensemble_probabilities([t(batch) for t in teachers], EVEN, config.temperature)
+        optimiser.step(distillation_loss(plain(batch), wanted, config.temperature))
+    students, states = [], []
+    for weight in (0.0, 1e-3):
+        own, student = seeded(), fresh()
+        distill(student, teachers, found, replace(config, relabel=weight), generator=own)
+        students.append(student.state_dict())
+        states.append(own.get_state())
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), students[0].values(), strict=True))
+    assert not torch.equal(plain.backbone.head.weight, students[1]["backbone.head.weight"])
+    assert torch.equal(states[0], generator.get_state())
+    assert torch.equal(states[1], states[0])
+
+
+def test_a_plain_timm_vit_can_be_relabelled():
+    record = distill(small_vit().backbone, [small_vit(1)], sparse(), replace(QUICK, relabel=0.5), generator=seeded())
+    assert all(torch.isfinite(torch.tensor(record.losses)))
+
+
+def test_tokens_learn_their_targets():
+    student, teachers, found = fresh(), [small_vit(1), small_vit(2)], sparse(8)
+    found = replace(found, mask=torch.ones_like(found.mask), stopped_at=torch.full_like(found.stopped_at, -1))
+    config = DistillationConfig(steps=60, batch_size=16, jitter=0, mixup=0.0, relabel=1.0)
+    distill(student, teachers, found, config, generator=seeded())
+    with torch.no_grad():
+        _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    assert float((of_tokens.argmax(-1) == found.targets[:, None]).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), "1", True])
+def test_a_weight_that_cannot_be(value):
+    with pytest.raises(SettingError, match="relabel: got .* allowed: a number >= 0"):
+        DistillationConfig(relabel=value)
+
+
+@pytest.mark.parametrize("tokens", ["kept", "mixed"])
+def test_all_tokens_have_to_be_shown(tokens):
+    with pytest.raises(SettingError, match=r"relabel: got 0.5, allowed: 0 unless tokens is all"):
+        DistillationConfig(relabel=0.5, tokens=tokens)
+    DistillationConfig(relabel=0.0, tokens=tokens)
+
+
+def multi_label(count=4):
+    return replace(sparse(count), targets=torch.rand(count, 5))
+
+
+@pytest.mark.parametrize(
+    ("student", "found", "says"),
+    [
+        (lambda: masked_model("resnet"), sparse, "0.5 for a student without one token for each patch, allowed: 0"),
+        (lambda: masked_model("swin"), sparse, "0.5 for a student without one token for each patch, allowed: 0"),
+        (lambda: small_vit(patch_drop_rate=0.5), sparse, "0.5 for a student without one token for each patch"),
+        (small_vit, multi_label, r"multi-label targets \(4, 5\), allowed: one class per image"),
+        (small_vit, lambda: replace(sparse(), targets=torch.full((12,), 5)), "targets from 5 to 5, .* 0 to 4"),
+        (small_vit, lambda: replace(sparse(), targets=torch.full((12,), -1)), "targets from -1 to -1, .* 0 to 4"),
+    ],
+)
+def test_what_cannot_be_relabelled(student, found, says):
+    student = student()
+    before = [weight.clone() for weight in student.state_dict().values()]
+    with pytest.raises(ValueError, match=f"relabel: got {says}"):
+        distill(student, [small_vit(1)], found(), replace(QUICK, relabel=0.5), generator=seeded())
+    assert all(torch.equal(a, b) for a, b in zip(before, student.state_dict().values(), strict=True))
+    distill(student, [small_vit(1)], found(), QUICK, generator=seeded())
+
+
+def test_targets_in_the_students_classes():
+    found = replace(sparse(4), targets=torch.tensor([0, 1, 2, 0]))
+    assert align_targets(found, (4, 0, 3)).targets.tolist() == [4, 0, 3, 4]
+    assert align_targets(found, [4, 0, 3]).targets.dtype == torch.int64
+    assert align_targets(found, None) is found
+    several = multi_label()
+    assert align_targets(several, (1, 0)) is several
+
+
+def test_each_set_is_read_in_its_own_teachers_classes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "distill", lambda student, teachers, images, *_, **__: seen.extend(images))
+    teachers = [
+        TrainedTeacher("a", small_vit(1), 10, classes=(3, 1, 0, 2, 4), num_classes=5),
+        TrainedTeacher("b", build_model(small_spec(num_classes=2)), 10, classes=(4, 2), num_classes=5),
+        TrainedTeacher("c", small_vit(2), 10),
+    ]
+    images = [sparse(9, seed=i, classes=n) for i, n in enumerate([5, 2, 5])]
+    reused = [Entry(1, "gone", sparse(9, seed=5, classes=2), (1, 3)), Entry(1, "c", sparse(9, seed=6))]
+    config = DistillationConfig(relabel=0.5)
+    distill_student(small_vit(), teachers, images, config, seeded(), reused=reused)
+    places = [(3, 1, 0, 2, 4), (4, 2), range(5), (1, 3), range(5)]
+    given = [*images, *(entry.images for entry in reused)]
+    for found, own, place in zip(seen, given, places, strict=True):
+        assert found.targets.tolist() == [place[target] for target in own.targets.tolist()]
+        assert torch.equal(found.images, own.images)
+
+
+def test_a_teacher_of_a_part_of_the_classes_teaches_its_targets():
+    """One of two classes, the student's fourth and second: tokens under kept patches learn these, not 0 and 1."""
+    torch.manual_seed(0)
+    teacher = TrainedTeacher("half", build_model(small_spec(num_classes=2)), 10, (5, 5), None, (3, 1), 5)
+    found = sparse(8, classes=2)
+    found = replace(found, mask=torch.ones_like(found.mask), stopped_at=torch.full_like(found.stopped_at, -1))
+    config = DistillationConfig(steps=150, batch_size=16, jitter=0, mixup=0.0, relabel=2.0)
+    student = fresh()
+    distill_student(student, [teacher], [found], config, seeded())
+    with torch.no_grad():
+        _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    wanted = torch.tensor([3, 1])[found.targets]
+    assert float((of_tokens.argmax(-1) == wanted[:, None]).float().mean()) > 0.9
+
+
+def test_as_many_sets_as_teachers():
+    with pytest.raises(ValueError, match="zip"):
+        distill_student(small_vit(), [TrainedTeacher("a", small_vit(1), 1)], [sparse(), sparse()], QUICK, seeded())
