@@ -46,7 +46,9 @@ from smi_fed.training import accuracy
 
 log = logging.getLogger("smi_fed")
 
-DATA = ("digits", "shapes")
+DATA: dict[str, tuple[str, ...]] = {"digits": (), "shapes": ("inversion.levels=[4,8,16]",)}
+"""Data sets, and what each needs of the inversion: shapes have detail that 8 x 8 grids cannot show."""
+
 SETTINGS = {"one": 1, "four": 4}
 
 
@@ -72,6 +74,7 @@ METHODS: dict[str, Method] = {
     "stratified": Method(("inversion=stratified",)),
     "gradient": Method(("inversion=gradient",)),
     "unsettled": Method(("inversion=unsettled",)),
+    "tempered": Method(("inversion=tempered",)),
     "adaptive": Method(("inversion=adaptive",)),
     "early stop": Method(("inversion=early_stop",)),
     "rebirth": Method(("inversion=rebirth",)),
@@ -116,7 +119,7 @@ class Study:
 
     def __init__(self, seed: int, data: str, setting: str, overrides: list[str], output: Path) -> None:
         self.seed, self.data, self.setting, self.output = seed, data, setting, output
-        self.overrides = [f"seed={seed}", f"data={data}", f"model={data}", *overrides]
+        self.overrides = [f"seed={seed}", f"data={data}", f"model={data}", *DATA[data], *overrides]
         self.settings = self.configured(())
         self.device, reason = choose_device(self.settings.server.device)
         if self.settings.server.threads:
@@ -140,13 +143,18 @@ class Study:
             if key not in known:
                 append_line(ledger, {"key": key, **self.piece(settings, name, budget)})
 
-    def piece(self, settings: Settings, name: str, iterations: int) -> dict[str, Any]:
-        """One student from one method at one budget."""
-        log.info("seed %d, %s, %s: %s, %d iterations", self.seed, self.data, self.setting, name, iterations)
+    def trained(self) -> list[TrainedTeacher]:
+        """The clients of this seed, data set and setting, trained once."""
         if not self.teachers:
             self.teachers = trained_clients(self.settings, SETTINGS[self.setting], self.output / "clients")
             for teacher in self.teachers:
                 teacher.model.to(self.device)
+        return self.teachers
+
+    def piece(self, settings: Settings, name: str, iterations: int) -> dict[str, Any]:
+        """One student from one method at one budget."""
+        log.info("seed %d, %s, %s: %s, %d iterations", self.seed, self.data, self.setting, name, iterations)
+        self.trained()
         _, test = load_images(settings.data)
         started = self.clock()
         if name in CONTROLS:

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, invert
+from smi_fed.inversion import InversionConfig, feature_statistics, invert, losses
 from smi_fed.inversion.flops import trajectory_flops
+from smi_fed.inversion.loop import parametrise, scores, start
 from smi_fed.inversion.selections import SELECTIONS, Look, best
 from smi_fed.inversion.selections.stratified import rank_in_region, regions, share
-from smi_fed.inversion.teacher import View, adapt
+from smi_fed.inversion.state import Problem
+from smi_fed.inversion.teacher import View, adapt, frozen
+from smi_fed.tokens import to_images, to_patches
 from tests.models import masked_model, token_model
 
 SPARSE = InversionConfig.paper(iterations=6, schedule="2:0.3,4:0.4", jitter=0, flip=False)
@@ -64,6 +67,16 @@ def test_proportional_never_takes_what_is_not_attended_to():
     assert bool((kept == torch.tensor([1, 2])).all())
 
 
+def test_tempered_prefers_by_place_and_differs_from_image_to_image():
+    """Weights of any size: only their order counts. 4 patches, places 0, 1/4, 1/2, 3/4."""
+    for weights in ([1.0, 2.0, 3.0, 4.0], [0.1, 0.1001, 5.0, 900.0]):
+        kept = best(SELECTIONS["tempered"](look(torch.tensor([weights]).expand(20_000, -1), grid=(2, 2))), 1)
+        shares = kept.flatten().bincount(minlength=4) / len(kept)
+        draws = torch.rand(200_000, 4, generator=seeded()) + torch.arange(4) / 4
+        expected = draws.argmax(1).bincount(minlength=4) / len(draws)
+        torch.testing.assert_close(shares, expected, atol=0.015, rtol=0)
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_stratified_spreads_over_regions(rows, columns, seed):
     importance = torch.rand(1, rows * columns, generator=seeded(seed))
@@ -103,11 +116,33 @@ def test_gradient_is_the_targets_own(vit):
     positions = torch.arange(16).expand(2, -1)
     view, targets = View(patches, positions), torch.tensor([1, 3])
     said = SELECTIONS["gradient"](Look(teacher, view, targets, 0, torch.arange(2), torch.zeros(2), lambda: patches))
-    from smi_fed.tokens import to_images, to_patches
-
     images = to_images(patches, (4, 4)).requires_grad_()
     vit.backbone(images).gather(1, targets[:, None]).sum().backward()
     torch.testing.assert_close(said, to_patches(images.grad, (4, 4)).abs().sum((2, 3, 4)))
+
+
+def test_unsettled_keeps_what_the_objective_pulls_at(vit):
+    """The pull is the gradient of the whole objective in the patches' pixels, priors included."""
+    config = replace(SPARSE, parametrisation="pyramid", levels=(2, 4), statistics=2.0, selection="unsettled")
+    known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
+    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, known)
+    state = start(problem, torch.arange(3), torch.tensor([0, 1, 2]))
+    with frozen(vit):
+        patches = problem.parametrisation.patches(state.parameters, state.kept)
+        said = scores(problem, state, patches)
+        images = to_images(patches, (4, 4)).detach().requires_grad_()
+        shown = to_patches(images, (4, 4))
+        logits, layers = problem.teacher.features(View(shown, state.kept))
+        prior = losses.statistics_prior(layers, state.kept, problem.teacher, known)
+        (torch.nn.functional.cross_entropy(logits, state.targets, reduction="sum") + 3 * 2.0 * prior).backward()
+    pull = to_patches(images.grad, (4, 4)).abs().sum((2, 3, 4))
+    region = regions(state.kept, (4, 4))
+    assert torch.equal(said, share(pull) - rank_in_region(pull, region))
+    for row in range(3):  # four regions of four patches: the first four are the one most pulled at of each
+        kept = best(said, 4)[row].tolist()
+        for each in region[row].unique():
+            inside = (region[row] == each).nonzero()[:, 0].tolist()
+            assert max(inside, key=lambda patch: float(pull[row, patch])) in kept
 
 
 def test_each_selection_has_a_file_of_its_own():

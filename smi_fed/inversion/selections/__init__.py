@@ -6,6 +6,8 @@ from smi_fed.inversion.selections.look import Look, Selection, best
 from smi_fed.inversion.selections.proportional import proportional
 from smi_fed.inversion.selections.random import random
 from smi_fed.inversion.selections.stratified import stratified
+from smi_fed.inversion.selections.tempered import tempered
+from smi_fed.inversion.selections.unsettled import unsettled
 
 SELECTIONS: dict[str, Selection] = {
     "attention": attention,
@@ -13,6 +15,8 @@ SELECTIONS: dict[str, Selection] = {
     "proportional": proportional,
     "stratified": stratified,
     "gradient": gradient,
+    "unsettled": unsettled,
+    "tempered": tempered,
 }
 
 __all__ = ["SELECTIONS", "Look", "Selection", "best"]

@@ -1,0 +1,164 @@
+"""Why random patches are hard to beat: `python -m simulations.why_random [--seeds 0 1 2] [OVERRIDE ...]`.
+
+Three suspicions, each measured on the teachers of `simulations.inversion_methods`:
+
+- attention early is attention to noise: how far the patches that attention would keep at an
+  iteration are those that it would keep at the end of a dense inversion, above chance;
+- attention keeps the same places in every image: how evenly positions are kept over images
+  (entropy of how often each is kept, over that of an even choice);
+- attention is not on the object at all: on real images, the share of the kept patches that
+  show it, beside its share of all patches (only shapes has true masks).
+
+The fourth, the pixels that stopped patches are left with, is a method of the study itself
+(`frozen` against rendered).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from simulations.inversion_methods import DATA, Study
+from simulations.superlink import PROJECT
+from smi_fed.data import load_images
+from smi_fed.files import writable_directory, write_json
+from smi_fed.inversion import StopSchedule
+from smi_fed.inversion.adaptive import reading
+from smi_fed.inversion.loop import parametrise, scores, start, step
+from smi_fed.inversion.losses import neighbours
+from smi_fed.inversion.selections import SELECTIONS, Look, best
+from smi_fed.inversion.state import Problem, State
+from smi_fed.inversion.teacher import View, adapt, frozen
+from smi_fed.progress import show_log
+from smi_fed.tokens import to_patches
+
+IMAGES = 100
+LOOKS = (0, 2, 5, 10, 20)
+KEPT = 0.5
+NAMES = ("random", "attention", "gradient", "unsettled")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and write why.json; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "methods")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(arguments)
+    show_log()
+    output = writable_directory(options.output)
+    found = [measured(Study(seed, data, "one", options.overrides, output)) for data in DATA for seed in options.seeds]
+    write_json(output / "why.json", {"images": IMAGES, "kept": KEPT, "teachers": found})
+    print_tables(found)
+    return 0
+
+
+def measured(study: Study) -> dict[str, Any]:
+    """The three measurements of one teacher."""
+    (teacher,) = study.trained()
+    config = replace(study.settings.inversion, schedule=StopSchedule())
+    adapted = adapt(teacher.model)
+    statistics = teacher.statistics.to(adapted.mean) if teacher.statistics is not None else None
+    problem = Problem(adapted, parametrise(adapted, config), config, 0, statistics)
+    with frozen(teacher.model):
+        return {
+            "seed": study.seed,
+            "data": study.data,
+            **along_the_way(problem),
+            **on_the_object(problem, study),
+        }
+
+
+def along_the_way(problem: Problem) -> dict[str, Any]:
+    """Agreement with the end, and evenness over positions, at each of `LOOKS`, by selection."""
+    ids = torch.arange(IMAGES, device=problem.teacher.mean.device)
+    state = start(problem, ids, ids % problem.teacher.classes)
+    count = round(KEPT * state.kept.shape[1])
+    touching = neighbours(state.kept, problem.teacher.grid)
+    seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
+    for iteration in range(problem.config.iterations + 1):
+        if iteration in (*LOOKS, problem.config.iterations):
+            for name in NAMES:
+                seen[name].append(said(problem, state, name))
+        if iteration < problem.config.iterations:
+            step(problem, state, touching)
+    found: dict[str, Any] = {"agreement": {}, "evenness": {}}
+    for name, looks in seen.items():
+        found["agreement"][name] = [reading(look, looks[-1], count).stability for look in looks[:-1]]
+        found["evenness"][name] = [evenness(best(look, count), look.shape[1]) for look in looks[:-1]]
+    return found
+
+
+def said(problem: Problem, state: State, name: str) -> Tensor:
+    """Scores (b, n) of the selection `name` for images in work."""
+    with torch.no_grad():
+        patches = problem.parametrisation.patches(state.parameters, state.kept)
+    named = replace(problem, config=replace(problem.config, selection=name))
+    return scores(named, state, patches)
+
+
+def evenness(kept: Tensor, patches: int) -> float:
+    """Entropy of how often each position is among `kept` (b, k), over its largest, log(patches)."""
+    shares = kept.flatten().bincount(minlength=patches).double() / kept.numel()
+    return float(-(shares * shares.clamp(min=1e-12).log()).sum() / torch.tensor(patches).double().log())
+
+
+def on_the_object(problem: Problem, study: Study) -> dict[str, Any]:
+    """Share of the kept patches of real images that show the object, by selection, beside that of all patches."""
+    _, test = load_images(study.settings.data)
+    if test.masks is None:
+        return {}
+    teacher = problem.teacher
+    images, masks, labels = test.images[:IMAGES], test.masks[:IMAGES], test.labels[:IMAGES]
+    patches = to_patches((images.to(teacher.mean) - teacher.mean) / teacher.std, teacher.patch_size)
+    shown = F.max_pool2d(masks[:, None].float(), teacher.patch_size).flatten(1)
+    positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
+    ids = torch.arange(len(patches), device=patches.device)
+    look = Look(teacher, View(patches, positions), labels.to(patches.device), 0, ids, torch.zeros_like(ids), no_pull)
+    count = round(KEPT * patches.shape[1])
+    kept = {name: best(SELECTIONS[name](look), count).cpu() for name in NAMES if name != "unsettled"}
+    return {
+        "object": float(shown.mean()),
+        "object_kept": {name: float(shown.gather(1, own).mean()) for name, own in kept.items()},
+    }
+
+
+def no_pull() -> Tensor:
+    """Real images are not optimised."""
+    raise NotImplementedError
+
+
+def print_tables(found: list[dict[str, Any]]) -> None:
+    """Means over the seeds."""
+    console = Console(width=120)
+    for data in DATA:
+        own = [each for each in found if each["data"] == data]
+        if not own:
+            continue
+        table = Table(title=f"{data}, {len(own)} teachers: agreement with the end | evenness over positions")
+        for heading in ("selection", *(f"iteration {look}" for look in LOOKS), "on the object (of all patches)"):
+            table.add_column(heading)
+        for name in NAMES:
+            cells = [
+                f"{fmean(x['agreement'][name][i] for x in own):.2f} | {fmean(x['evenness'][name][i] for x in own):.3f}"
+                for i in range(len(LOOKS))
+            ]
+            there = [(x["object_kept"][name], x["object"]) for x in own if name in x.get("object_kept", {})]
+            if there:
+                cells.append("{:.0%} ({:.0%})".format(*(fmean(values) for values in zip(*there, strict=True))))
+            table.add_row(name, *cells)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
