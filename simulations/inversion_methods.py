@@ -66,6 +66,7 @@ class Method:
     same_trajectories: bool = False
 
 
+REBIRTH = ("inversion=rebirth", "inversion.schedule='10:0.25,20:0.33,30:0.5'")
 METHODS: dict[str, Method] = {
     "dense": Method(("inversion=dense", "inversion.schedule=''")),
     "random": Method(("inversion=sparse", "inversion.selection=random")),
@@ -77,8 +78,8 @@ METHODS: dict[str, Method] = {
     "tempered": Method(("inversion=tempered",)),
     "adaptive": Method(("inversion=adaptive",)),
     "early stop": Method(("inversion=early_stop",)),
-    "rebirth": Method(("inversion=rebirth",)),
-    "rebirth, equal trajectories": Method(("inversion=rebirth",), same_trajectories=True),
+    "rebirth": Method(REBIRTH),
+    "rebirth, equal trajectories": Method(REBIRTH, same_trajectories=True),
     "relabelled": Method(("inversion=attention", "distillation=relabelled")),
     "random, frozen": Method(("inversion=sparse", "inversion.selection=random", "inversion.background=frozen")),
     "attention, frozen": Method(("inversion=attention", "inversion.background=frozen")),
