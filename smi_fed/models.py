@@ -147,8 +147,10 @@ def build_model(spec: ModelSpec) -> Classifier:
         kwargs["img_size"] = image_size
     classifier = Classifier(spec, _create(spec, kwargs))
     embed = getattr(classifier.backbone, "patch_embed", None)
-    if isinstance(embed, PatchEmbed):  # others overlap or pad
+    if isinstance(embed, PatchEmbed):
         _check_patches(classifier.image_size, embed.patch_size)
+    elif image_size is not None:
+        _check_runs(spec, kwargs, classifier.image_size)
     return classifier
 
 
@@ -164,6 +166,17 @@ def _takes_image_size(spec: ModelSpec, kwargs: Mapping[str, Any]) -> bool:
     with torch.device("meta"):
         probe = _create(spec, without_weights(kwargs))
     return any("img_size" in signature(kind.__init__).parameters for kind in type(probe).__mro__)
+
+
+def _check_runs(spec: ModelSpec, kwargs: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Refuse an image size that the architecture cannot compute with, seen on a run without memory."""
+    with torch.device("meta"), torch.no_grad():
+        probe = _create(spec, without_weights(kwargs)).eval()
+        try:
+            probe(torch.empty(1, input_channels(probe), *size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if "meta" not in str(error):  # then it is an operation that needs real numbers
+                raise SettingError("image_size", size, f"a size that {spec.name} runs on ({error})") from error
 
 
 def without_weights(kwargs: Mapping[str, Any]) -> dict[str, Any]:
