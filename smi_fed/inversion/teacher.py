@@ -128,9 +128,18 @@ class MaskedTeacher(_Adapter):
     needs_canvas = True
     prefix_tokens = -1
 
+    def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
+        super().__init__(model, patch_size)
+        # torch 2.15 on a CPU gets BatchNorm's gradient wrong where that of one image comes transposed (XCiT, LeViT).
+        normalised = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.backbone.modules())
+        self.needs_company = normalised and self.mean.device.type == "cpu"
+
     def logits(self, view: View) -> Tensor:
         canvas = view.patches.new_empty(view.patches.shape) if view.canvas is None else view.canvas
-        return self._whole(self.backbone(tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)))
+        images = tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)
+        if len(images) > 1 or not self.needs_company:
+            return self._whole(self.backbone(images))
+        return self._whole(self.backbone(images.expand(2, -1, -1, -1)))[:1]
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         raise ValueError("statistics: this model has no patch tokens to compare with; got a masked teacher")

@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from smi_fed.checks import SettingError
-from smi_fed.inversion import InversionConfig, invert
+from smi_fed.inversion import InversionConfig, feature_statistics, invert
 from smi_fed.inversion.loop import Problem, parametrise, run, start
 from smi_fed.inversion.teacher import TokenTeacher, View, adapt, frozen
 from smi_fed.models import ModelSpec, build_model
@@ -113,6 +113,20 @@ def test_images_do_not_depend_on_their_batch(model):
     together, alone = (invert(double, TARGETS, replace(SPARSE, batch_size=size), generator=seeded()) for size in (2, 1))
     assert torch.equal(together.mask, alone.mask)
     torch.testing.assert_close(together.images, alone.images, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["eva", "rotary", "rotary mixed", "rotary dynamic size", "perception encoder"])
+@pytest.mark.parametrize("change", [{"statistics": 1.0}, {"precision": "bfloat16"}], ids=["statistics", "bfloat16"])
+def test_settings_that_need_tokens_know_rotary_ones(kind, change):
+    model = token_model(kind)
+    known = feature_statistics(model, [torch.rand(4, 3, 16, 16, generator=seeded())])
+    assert known.mean[0].shape == (model.backbone.num_prefix_tokens + 16, 24)
+    config = replace(SPARSE, jitter=0, flip=False, **change)
+    statistics = known if "statistics" in change else None
+    first, second = (invert(model, TARGETS, config, generator=seeded(), statistics=statistics) for _ in range(2))
+    plain = invert(model, TARGETS, replace(SPARSE, jitter=0, flip=False), generator=seeded())
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, plain.images)
 
 
 class StopHereError(Exception):
