@@ -128,18 +128,9 @@ class MaskedTeacher(_Adapter):
     needs_canvas = True
     prefix_tokens = -1
 
-    def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
-        super().__init__(model, patch_size)
-        # torch 2.15 on a CPU gets BatchNorm's gradient wrong where that of one image comes transposed (XCiT, LeViT).
-        normalised = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.backbone.modules())
-        self.needs_company = normalised and self.mean.device.type == "cpu"
-
     def logits(self, view: View) -> Tensor:
         canvas = view.patches.new_empty(view.patches.shape) if view.canvas is None else view.canvas
-        images = tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)
-        if len(images) > 1 or not self.needs_company:
-            return self._whole(self.backbone(images))
-        return self._whole(self.backbone(images.expand(2, -1, -1, -1)))[:1]
+        return self._whole(self.backbone(tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         raise ValueError("statistics: this model has no patch tokens to compare with; got a masked teacher")
@@ -185,28 +176,44 @@ def adapt(model: nn.Module, patch_size: int | None = None) -> Teacher:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; mode, flags and caches as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    """Evaluation mode and no weight gradients inside; mode, flags and plain attributes as before afterwards."""
     with ExitStack() as after:
-        for cache in _caches(model):
-            after.callback(cache.update, dict(cache))
-            after.callback(cache.clear)
-            for key in [key for key, value in cache.items() if getattr(value, "grad_fn", None) is not None]:
-                del cache[key]  # it belongs to a graph of someone else, which may be freed
-        for module, training in modes:
-            after.callback(setattr, module, "training", training)
-        for weight, flag in flags:
-            after.callback(weight.requires_grad_, flag)
+        for module in model.modules():
+            after.enter_context(_same_attributes(module))
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                after.callback(module.register_forward_hook(_straight_gradient).remove)
+        for weight in model.parameters():
+            after.callback(weight.requires_grad_, weight.requires_grad)
         model.eval()
         model.requires_grad_(False)
         yield
 
 
-def _caches(model: nn.Module) -> list[dict[Any, Any]]:
-    """Dictionaries in which modules keep what they computed from weights in evaluation mode, as LeViT does.
+@contextmanager
+def _same_attributes(module: nn.Module) -> Iterator[None]:
+    """Undoes what forwards in evaluation mode leave on a module, such as biases that LeViT computes from its weights.
 
-    Only `train()` empties them, and setting the mode back does not call it.
+    LeViT empties that dictionary in `train()` alone, which nobody calls when the mode is set back.
     """
-    every = (pair for module in model.modules() for pair in vars(module).items())
-    return [value for name, value in every if type(value) is dict and not name.startswith("_")]
+    own = vars(module)
+    before = {name: value for name, value in own.items() if not name.startswith("_")}
+    caches = [(value, dict(value)) for value in (*before.values(), own["_buffers"]) if type(value) is dict]
+    for cache, content in caches:
+        for key in [key for key, value in content.items() if getattr(value, "grad_fn", None) is not None]:
+            del cache[key]  # it belongs to a graph of someone else, which may be freed
+    try:
+        yield
+    finally:
+        for cache, content in caches:
+            cache.clear()
+            cache.update(content)
+        for name in [name for name in own if not name.startswith("_") and name not in before]:
+            del own[name]
+        own.update(before)
+
+
+def _straight_gradient(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    """torch 2.15 on a CPU gets BatchNorm's gradient wrong where that of one image comes transposed (XCiT, LeViT)."""
+    alone = len(output) == 1 and output.device.type == "cpu"
+    if alone and output.requires_grad and not torch.compiler.is_compiling():
+        output.register_hook(torch.Tensor.contiguous)
