@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from smi_fed.checks import SettingError, is_integer, is_number, require
@@ -114,7 +116,7 @@ class Classifier(nn.Module):
             require(len(value) == channels, key, value, f"{channels} values, one per input channel")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.image_size = input_size(backbone, spec.image_size)
+        self.image_size = input_size(backbone, spec.image_size or spec.kwargs.get("img_size"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (b, classes) of images (b, c, h, w) in [0, 1]."""
@@ -146,7 +148,10 @@ def build_model(spec: ModelSpec) -> Classifier:
         kwargs["img_size"] = image_size
     classifier = Classifier(spec, _create(spec, kwargs))
     embed = getattr(classifier.backbone, "patch_embed", None)
-    _check_patches(classifier.image_size, getattr(embed, "patch_size", None))
+    if isinstance(embed, PatchEmbed):
+        _check_patches(classifier.image_size, embed.patch_size)
+    elif image_size is not None:
+        _check_runs(spec, kwargs, classifier.image_size)
     return classifier
 
 
@@ -158,10 +163,21 @@ def build_seeded(spec: ModelSpec, seed: int) -> Classifier:
 
 
 def _takes_image_size(spec: ModelSpec, kwargs: Mapping[str, Any]) -> bool:
-    """Whether this architecture is built for one image size, seen on a build without memory."""
+    """Whether this architecture is built for an image size, seen on a build without memory."""
     with torch.device("meta"):
         probe = _create(spec, without_weights(kwargs))
-    return getattr(getattr(probe, "patch_embed", None), "img_size", None) is not None
+    return any("img_size" in signature(kind.__init__).parameters for kind in type(probe).__mro__)
+
+
+def _check_runs(spec: ModelSpec, kwargs: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Refuse an image size that the architecture cannot compute with, seen on a run without memory."""
+    with torch.device("meta"), torch.no_grad():
+        probe = _create(spec, without_weights(kwargs)).eval()
+        try:
+            probe(torch.empty(1, input_channels(probe), *size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if "meta" not in str(error):  # then it is an operation that needs real numbers
+                raise SettingError("image_size", size, f"a size that {spec.name} runs on ({error})") from error
 
 
 def without_weights(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +208,10 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def input_channels(backbone: nn.Module) -> int:
-    """Input channels of a timm model, from its first convolution."""
+    """Input channels of a timm model: what it says, else those of its first convolution."""
+    own = getattr(backbone, "in_chans", None)
+    if is_integer(own):
+        return own  # type: ignore[return-value]
     first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None:
         return first.in_channels
@@ -208,17 +227,13 @@ def normalisation(backbone: nn.Module, channels: int) -> tuple[tuple[float, ...]
     return mean, std
 
 
-def input_size(backbone: nn.Module, asked: int | None = None) -> tuple[int, int]:
-    """(height, width) that a timm model takes."""
+def input_size(backbone: nn.Module, asked: int | Sequence[int] | None = None) -> tuple[int, int]:
+    """(height, width) that a timm model takes: its embedding's, else what was asked for, else its default."""
     embed = getattr(backbone, "patch_embed", None)
-    own = getattr(embed, "img_size", None)
-    if own is not None:
-        return _pair(own)
-    if asked is not None:
-        return asked, asked
+    traits = getattr(backbone, "_traits", {})  # where timm notes `img_size` for any model
     cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    _, height, width = cfg.get("input_size", (3, 224, 224))
-    return height, width
+    default = tuple(cfg.get("input_size", (3, 224, 224)))[1:]
+    return _pair(getattr(embed, "img_size", None) or asked or traits.get("img_size") or default)
 
 
 def count_parameters(model: nn.Module) -> int:

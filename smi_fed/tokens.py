@@ -2,27 +2,39 @@
 
 No forward of timm is copied. A ViT without its dropped tokens is the same ViT run on a
 narrower image (the kept patches side by side) with the position rows of those patches,
-so LayerScale, registers, distillation tokens and any block type are timm's own.
+so LayerScale, registers, distillation tokens and any block type are timm's own. Rotary
+embeddings are made for the whole grid and gathered by timm at its `patch_drop` seam.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
 from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+TokenModel = VisionTransformer | Eva
+
 
 def is_token_model(backbone: nn.Module) -> bool:
-    """Whether tokens of `backbone` stand for single patches and can be left out."""
-    return isinstance(backbone, VisionTransformer) and type(backbone.patch_embed) is PatchEmbed
+    """Whether tokens of `backbone` stand for single patches and can be left out.
+
+    So it is where positions are added to tokens or rotate them (plain ViTs, DeiT, EVA, rotary
+    ViTs, DINOv3, Perception Encoder). Relative position biases, windows and embeddings that
+    overlap belong to the whole grid.
+    """
+    return isinstance(backbone, TokenModel) and type(backbone.patch_embed) is PatchEmbed
 
 
 def to_patches(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -61,7 +73,7 @@ def put(values: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     return values.scatter(1, indices.view(shape).expand(rows.shape), rows)
 
 
-def forward_patches(vit: VisionTransformer, patches: Tensor, positions: Tensor) -> Tensor:
+def forward_patches(vit: TokenModel, patches: Tensor, positions: Tensor) -> Tensor:
     """Logits of a ViT that is shown only some patches.
 
     Args:
@@ -79,36 +91,59 @@ def forward_patches(vit: VisionTransformer, patches: Tensor, positions: Tensor) 
         empty = patches.new_empty(patches.shape)
         return vit(to_images(put(empty, positions, patches), (gh, gw)))
     strip = patches.permute(0, 2, 3, 1, 4).reshape(b, c, ph, k * pw)
-    if vit.pos_embed is None:
-        with _any_width(vit):
-            return vit(strip)
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    table = vit.pos_embed[0]
-    rows = torch.cat([table[:prefix].expand(b, -1, -1), table[prefix:][positions]], dim=1)
-    with _any_width(vit):
-        return functional_call(vit, {"pos_embed": rows}, (strip,))
+    weights: dict[str, Tensor] = {}
+    if vit.pos_embed is not None:
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        table = vit.pos_embed[0]
+        weights["pos_embed"] = torch.cat([table[:prefix].expand(b, -1, -1), table[prefix:][positions]], dim=1)
+    with _replaced(_for_a_strip(vit, positions)):
+        return functional_call(vit, weights, (strip,))
 
 
-@contextmanager
-def _any_width(vit: VisionTransformer) -> Iterator[None]:
-    """Let the patch embedding take a strip of patches instead of a whole image."""
-    changes: list[tuple[Any, str, Any]] = [
+Change = tuple[nn.Module, str, Any]
+
+
+def _for_a_strip(vit: TokenModel, positions: Tensor) -> list[Change]:
+    """What lets a model take a strip of the patches of `positions` (b, k) instead of a whole image."""
+    changes: list[Change] = [
         (vit.patch_embed, "img_size", None),
         (vit.patch_embed, "flatten", True),
         (vit, "dynamic_img_size", False),
     ]
-    before = [getattr(owner, name) for owner, name, _ in changes]
-    try:
-        for owner, name, value in changes:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(changes, before, strict=True):
-            setattr(owner, name, value)
+    rope = getattr(vit, "rope", None)
+    if rope is not None:
+        changes.append((vit, "patch_drop", _keeping(positions, vit.patch_drop)))
+    if rope is not None and vit.dynamic_img_size:
+        # It keeps no embedding, and would make one of the strip's size.
+        whole = SimpleNamespace(get_embed=partial(rope.get_embed, shape=vit.patch_embed.grid_size))
+        changes.append((vit, "rope", whole))
+    return changes
+
+
+def _keeping(positions: Tensor, dropout: nn.Module | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """An Eva `patch_drop` for tokens (b, prefix + k, d) that says which ones of the grid they are."""
+
+    def keep(x: Tensor) -> tuple[Tensor, Tensor]:
+        x, chosen = (x, None) if dropout is None else dropout(x)
+        return x, positions if chosen is None else positions.gather(1, chosen)
+
+    return keep
 
 
 @contextmanager
-def token_features(vit: VisionTransformer) -> Iterator[list[Tensor]]:
+def _replaced(changes: list[Change]) -> Iterator[None]:
+    """Attributes of modules as `changes` says inside, as they were afterwards."""
+    with ExitStack() as after:
+        for owner, name, value in changes:
+            # An entry here hides a submodule of that name, which stays registered in its place.
+            own = vars(owner)
+            after.callback(own.__setitem__, name, own[name]) if name in own else after.callback(own.pop, name)
+            own[name] = value
+        yield
+
+
+@contextmanager
+def token_features(vit: TokenModel) -> Iterator[list[Tensor]]:
     """Collects the tokens (b, prefix + k, d) that enter the first block and that leave each one."""
     outputs: list[Tensor] = []
 
@@ -124,16 +159,16 @@ def token_features(vit: VisionTransformer) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def reads_attention(vit: VisionTransformer) -> bool:
+def reads_attention(vit: TokenModel) -> bool:
     """Whether `attention_to_patches` knows this model's pooling and attention."""
-    if isinstance(vit.attn_pool, AttentionPoolLatent):
-        return True
+    if vit.attn_pool is not None:
+        return type(vit.attn_pool) is AttentionPoolLatent
     attention = getattr(vit.blocks[-1], "attn", None)
-    return vit.attn_pool is None and type(attention) is Attention
+    return type(attention) in (Attention, AttentionRope, EvaAttention)
 
 
 @torch.no_grad()
-def attention_to_patches(vit: VisionTransformer, patches: Tensor, positions: Tensor) -> Tensor:
+def attention_to_patches(vit: TokenModel, patches: Tensor, positions: Tensor) -> Tensor:
     """How much the pooled output of a ViT attends to each shown patch.
 
     One extra forward; fused attention stays on in it. [CLS] pooling takes the [CLS] row of
@@ -144,37 +179,39 @@ def attention_to_patches(vit: VisionTransformer, patches: Tensor, positions: Ten
         (b, k) non-negative weights.
     """
     module: Any = vit.attn_pool if vit.attn_pool is not None else vit.blocks[-1].attn
-    inputs: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    try:
+    with _listening(module) as heard:
         forward_patches(vit, patches, positions)
-    finally:
-        handle.remove()
-    tokens = inputs[-1]
-    if isinstance(module, AttentionPoolLatent):
-        weights = _pool_attention(module, tokens)
-        return weights if tokens.shape[1] == patches.shape[1] else weights[:, vit.num_prefix_tokens :]
-    weights = _self_attention(module, tokens, first_query_only=vit.global_pool == "token")
-    if vit.global_pool != "token":
-        weights = weights[:, vit.num_prefix_tokens :]
-    return weights.mean(1)[:, vit.num_prefix_tokens :]
+    q, k = heard["q"], heard["k"]
+    if heard["rope"] is not None:
+        q, k = (_rotated(module, each, heard["rope"]) for each in (q, k))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # heads that share their keys
+    shown = patches.shape[1]
+    if vit.attn_pool is None:
+        q = q[:, :, :1] if vit.global_pool == "token" else q[:, :, -shown:]
+    weights = ((q * module.scale) @ k.transpose(-2, -1)).softmax(-1)
+    return weights.mean((1, 2))[:, -shown:]
 
 
-def _self_attention(module: Attention, tokens: Tensor, first_query_only: bool) -> Tensor:
-    """Attention weights (b, queries, tokens), mean over heads, from the module's own projections."""
-    b, n, _ = tokens.shape
-    qkv = module.qkv(tokens).reshape(b, n, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
-    q, k = module.q_norm(qkv[0]), module.k_norm(qkv[1])
-    q = q[:, :, :1] if first_query_only else q
-    return ((q * module.scale) @ k.transpose(-2, -1)).softmax(-1).mean(1)
+@contextmanager
+def _listening(attention: nn.Module) -> Iterator[dict[str, Any]]:
+    """The queries and keys (b, heads, tokens, d) that a timm attention normalises, and the rotary embedding it gets."""
+    heard: dict[str, Any] = {}
+    norms: Any = attention
+
+    def rope(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        heard["rope"] = kwargs.get("rope")
+
+    with ExitStack() as after:
+        for handle in (
+            attention.register_forward_pre_hook(rope, with_kwargs=True),
+            norms.q_norm.register_forward_hook(lambda _module, _args, output: heard.update(q=output)),
+            norms.k_norm.register_forward_hook(lambda _module, _args, output: heard.update(k=output)),
+        ):
+            after.callback(handle.remove)
+        yield heard
 
 
-def _pool_attention(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
-    """Weights (b, tokens) that an attention pool gives, mean over heads and latents."""
-    b, n, _ = tokens.shape
-    if pool.pos_embed is not None:
-        tokens = tokens + pool.pos_embed[None]
-    q = pool.q(pool.latent.expand(b, -1, -1)).reshape(b, -1, pool.num_heads, pool.head_dim).transpose(1, 2)
-    k = pool.kv(tokens).reshape(b, n, 2, pool.num_heads, pool.head_dim)[:, :, 0].transpose(1, 2)
-    q, k = pool.q_norm(q), pool.k_norm(k)
-    return ((q * pool.scale) @ k.transpose(-2, -1)).softmax(-1).mean((1, 2))
+def _rotated(attention: AttentionRope | EvaAttention, x: Tensor, rope: Tensor) -> Tensor:
+    """Queries or keys (b, heads, prefix + k, d) turned by their positions; prefix tokens have none."""
+    prefix = attention.num_prefix_tokens
+    return torch.cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=attention.rotate_half)], dim=2)

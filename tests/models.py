@@ -17,6 +17,16 @@ TOKEN_MODELS = {
     "no embed class": ("vit_tiny_patch16_224", {"no_embed_class": True}),
     "dynamic size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
     "qk norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "eva": ("eva_giant_patch14_224", {}),
+    "eva02": ("eva02_tiny_patch14_224", {}),
+    "rotary": ("vit_small_patch16_rope_224", {"num_heads": 3}),
+    "rotary mixed": ("vit_small_patch16_rope_mixed_ape_224", {"num_heads": 3}),
+    "rotary dynamic size": ("vit_small_patch16_rope_224", {"num_heads": 3, "dynamic_img_size": True}),
+    "rotary registers": ("vit_medium_patch16_rope_reg1_gap_256", {"num_heads": 3}),
+    "dinov3": ("vit_small_patch16_dinov3", {"num_heads": 3}),
+    "dinov3 cls": ("vit_small_patch16_dinov3_qkvb", {"num_heads": 3, "global_pool": "token"}),
+    "perception encoder": ("vit_pe_core_tiny_patch16_384", {"num_heads": 3, "attn_pool_num_heads": 3}),
+    "shared keys": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
 }
 MASKED_MODELS = {
     "swin": (

@@ -53,7 +53,10 @@ class _Embed(torch.autograd.Function):
         d, _, ph, pw = weight.shape
         rows = gradients[0].permute(0, 2, 3, 1).reshape(-1, d)
         tiles = (rows.to(weight.dtype) @ weight.flatten(1)).view(b, height // ph, width // pw, c, ph, pw)
-        return tiles.permute(0, 3, 1, 4, 2, 5).reshape(ctx.shape).to(ctx.dtype), None, None
+        pixels = tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height // ph * ph, width // pw * pw)
+        if pixels.shape != ctx.shape:  # what is left over of an image that patches do not divide is not seen
+            pixels = F.pad(pixels, (0, width % pw, 0, height % ph))
+        return pixels.to(ctx.dtype), None, None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smi_fed import tokens
-from smi_fed.checks import require
+from smi_fed.checks import is_integer, require
 from smi_fed.models import Classifier, input_channels, input_size, normalisation
 
 
@@ -70,13 +70,17 @@ class _Adapter:
     """What both adapters read off the model."""
 
     def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
+        """Raises ValueError for a model without classes or a patch size that does not divide the image."""
         backbone = model.backbone if isinstance(model, Classifier) else model
         self.backbone: Any = backbone
         self.channels = input_channels(backbone)
         height, width = model.image_size if isinstance(model, Classifier) else input_size(backbone)
         self.patch_size = patch_size
         self.grid = (height // patch_size[0], width // patch_size[1])
-        self.classes: int = backbone.num_classes  # type: ignore[assignment]
+        self.classes: int = getattr(backbone, "num_classes", 0)  # type: ignore[assignment]
+        require(is_integer(self.classes) and self.classes > 0, "model.num_classes", self.classes, "an int >= 1")
+        fits = height % patch_size[0] == 0 and width % patch_size[1] == 0
+        require(fits, "patch_size", patch_size, f"a divisor of the image size {(height, width)}")
         reference = next(backbone.parameters())
         if isinstance(model, Classifier):
             mean, std = model.mean, model.std
@@ -84,6 +88,13 @@ class _Adapter:
             pair = normalisation(backbone, self.channels)
             mean, std = (torch.tensor(value).view(-1, 1, 1) for value in pair)
         self.mean, self.std = mean.to(reference), std.to(reference)
+
+    def _whole(self, logits: Any) -> Tensor:
+        """The same logits, where they are ones of whole images: not maps, tuples or unpooled tokens."""
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        good = isinstance(logits, Tensor) and logits.shape[1:] == (self.classes,)
+        require(good, "model", shape, f"one that answers with logits (b, {self.classes})")
+        return logits
 
 
 class TokenTeacher(_Adapter):
@@ -97,7 +108,7 @@ class TokenTeacher(_Adapter):
         self.prefix_tokens = self.backbone.num_prefix_tokens
 
     def logits(self, view: View) -> Tensor:
-        return tokens.forward_patches(self.backbone, view.patches, view.positions)
+        return self._whole(tokens.forward_patches(self.backbone, view.patches, view.positions))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         with tokens.token_features(self.backbone) as outputs:
@@ -121,7 +132,7 @@ class MaskedTeacher(_Adapter):
 
     def logits(self, view: View) -> Tensor:
         canvas = view.patches.new_empty(view.patches.shape) if view.canvas is None else view.canvas
-        return self.backbone(tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid))
+        return self._whole(self.backbone(tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         raise ValueError("statistics: this model has no patch tokens to compare with; got a masked teacher")
@@ -162,22 +173,49 @@ def adapt(model: nn.Module, patch_size: int | None = None) -> Teacher:
         require(patch_size is None or own == (patch_size,) * 2, "patch_size", patch_size, f"the model's own, {own}")
         return teacher
     height, width = model.image_size if isinstance(model, Classifier) else input_size(backbone)
-    size = (patch_size, patch_size) if patch_size else default_patch_size(height, width)
-    fits = height % size[0] == 0 and width % size[1] == 0
-    require(fits, "patch_size", patch_size, f"a divisor of the image size {(height, width)}")
-    return MaskedTeacher(model, size)
+    return MaskedTeacher(model, (patch_size, patch_size) if patch_size else default_patch_size(height, width))
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; mode and flags as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    """Evaluation mode and no weight gradients inside; mode, flags and plain attributes as before afterwards."""
     with ExitStack() as after:
-        for module, training in modes:
-            after.callback(setattr, module, "training", training)
-        for weight, flag in flags:
-            after.callback(weight.requires_grad_, flag)
+        for module in model.modules():
+            after.enter_context(_same_attributes(module))
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                after.callback(module.register_forward_hook(_straight_gradient).remove)
+        for weight in model.parameters():
+            after.callback(weight.requires_grad_, weight.requires_grad)
         model.eval()
         model.requires_grad_(False)
         yield
+
+
+@contextmanager
+def _same_attributes(module: nn.Module) -> Iterator[None]:
+    """Undoes what forwards in evaluation mode leave on a module, such as biases that LeViT computes from its weights.
+
+    LeViT empties that dictionary in `train()` alone, which nobody calls when the mode is set back.
+    """
+    own = vars(module)
+    before = {name: value for name, value in own.items() if not name.startswith("_")}
+    caches = [(value, dict(value)) for value in (*before.values(), own["_buffers"]) if type(value) is dict]
+    for cache, content in caches:
+        for key in [key for key, value in content.items() if getattr(value, "grad_fn", None) is not None]:
+            del cache[key]  # it belongs to a graph of someone else, which may be freed
+    try:
+        yield
+    finally:
+        for cache, content in caches:
+            cache.clear()
+            cache.update(content)
+        for name in [name for name in own if not name.startswith("_") and name not in before]:
+            del own[name]
+        own.update(before)
+
+
+def _straight_gradient(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    """torch 2.15 on a CPU gets BatchNorm's gradient wrong where that of one image comes transposed (XCiT, LeViT)."""
+    alone = len(output) == 1 and output.device.type == "cpu"
+    if alone and output.requires_grad and not torch.compiler.is_compiling():
+        output.register_hook(torch.Tensor.contiguous)
