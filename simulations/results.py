@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations import rounds
+from simulations import methods_report, rounds, why_random
 from simulations.compare import draw, print_table
 from simulations.superlink import PROJECT
 from smi_fed.files import write_json
@@ -33,11 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--demo", type=Path, nargs="+", help="artefact directories of demo runs")
     parser.add_argument("--compare", type=Path, nargs="+", help="output directories of comparisons")
     parser.add_argument("--rounds", type=Path, nargs="+", help="output directories of the study of rounds")
+    parser.add_argument("--methods", type=Path, nargs="+", help="output directories of the study of methods")
+    parser.add_argument("--why", type=Path, help="output directory of `simulations.why_random`")
     options = parser.parse_args(arguments)
     if options.rounds:
         text = "".join((path / "runs.jsonl").read_text(encoding="utf-8") for path in options.rounds)
         (RESULTS / "rounds.jsonl").write_text(text, encoding="utf-8")
         rounds.draw([json.loads(line) for line in text.splitlines()], PROJECT / "docs" / "rounds.png")
+    if options.methods:
+        text = "".join((path / "pieces.jsonl").read_text(encoding="utf-8") for path in options.methods)
+        (RESULTS / "methods.jsonl").write_text(text, encoding="utf-8")
+        methods_report.draw([json.loads(line) for line in text.splitlines()], PROJECT / "docs" / "methods.png")
+    if options.why:
+        shutil.copy(options.why / "why.json", RESULTS / "why_random.json")
     if options.demo:
         reports = [read_report(path / "report.json") for path in options.demo]
         write_json(RESULTS / "demo.json", {"cpus": os.cpu_count(), "reports": reports})
@@ -58,6 +66,8 @@ def filled(readme: str) -> str:
         ("compare", compare_table),
         ("throughput", throughput_table),
         ("rounds", rounds_table),
+        ("methods", methods_table),
+        ("why", why_table),
     ):
         before, start, rest = readme.partition(f"<!-- {name}:start -->\n")
         _, end, after = rest.partition(f"<!-- {name}:end -->")
@@ -117,6 +127,31 @@ def rounds_table() -> str:
         "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
         f"`python -m simulations.rounds --seeds {seeds}`, real runs on Flower's simulation engine, CPU. "
         "[Raw runs](benchmarks/results/rounds.jsonl).\n"
+    )
+
+
+def methods_table() -> str:
+    """What `simulations.inversion_methods` printed, from the kept pieces."""
+    lines = [json.loads(line) for line in (RESULTS / "methods.jsonl").read_text(encoding="utf-8").splitlines()]
+    printed = io.StringIO()
+    methods_report.print_tables(lines, Console(file=printed, width=120))
+    seeds = " ".join(sorted({str(line["seed"]) for line in lines}))
+    return (
+        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+        f"`python -m simulations.inversion_methods --seeds {seeds}`; seconds are the process's own on one thread. "
+        "Mean ± standard deviation over the seeds. [Raw pieces](benchmarks/results/methods.jsonl).\n"
+    )
+
+
+def why_table() -> str:
+    """What `simulations.why_random` printed."""
+    found = json.loads((RESULTS / "why_random.json").read_text(encoding="utf-8"))["teachers"]
+    printed = io.StringIO()
+    why_random.print_tables(found, Console(file=printed, width=120))
+    seeds = " ".join(sorted({str(each["seed"]) for each in found}))
+    return (
+        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+        f"`python -m simulations.why_random --seeds {seeds}`. [Raw](benchmarks/results/why_random.json).\n"
     )
 
 

@@ -138,9 +138,9 @@ def no_pull() -> Tensor:
     raise NotImplementedError
 
 
-def print_tables(found: list[dict[str, Any]]) -> None:
+def print_tables(found: list[dict[str, Any]], console: Console | None = None) -> None:
     """Means over the seeds."""
-    console = Console(width=120)
+    console = console or Console(width=120)
     for data in DATA:
         own = [each for each in found if each["data"] == data]
         if not own:

@@ -10,7 +10,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from smi_fed.checks import SettingError
 from smi_fed.inversion import InversionConfig, feature_statistics, invert
-from smi_fed.inversion.loop import Problem, parametrise, run, start
+from smi_fed.inversion.loop import parametrise, run, start
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import TokenTeacher, View, adapt, frozen
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.tokens import take, to_patches
