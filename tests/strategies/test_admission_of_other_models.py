@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, Message
+from flwr.common import ndarrays_to_parameters
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -11,7 +12,7 @@ from smi_fed.alignment import interchangeable
 from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.strategies import records
-from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit
+from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, claimed_arrays
 from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import describe
@@ -64,6 +65,18 @@ def test_they_are_admitted_as_they_were_sent(kind):
     assert all(value.dtype == received[key].dtype for key, value in model.state_dict().items())
     assert teacher.statistics is None
     assert interchangeable(teacher.model, model)
+
+
+def test_buffers_arrive_by_the_older_api_too():
+    model = masked_model("resnet")
+    arrays, examples, metrics = records.pack_fit(
+        model.spec, model.state_dict(), name="client 0", num_examples=10, train_loss=0.5
+    )
+    payloads = ndarrays_to_parameters(arrays).tensors
+    named = claimed_arrays(model.spec.to_json(), payloads, AdmissionPolicy(), EXPECTED)
+    teacher = admit(records.read_fit(metrics, examples, named), AdmissionPolicy(), EXPECTED, torch.device("cpu"))
+    received = teacher.model.state_dict()
+    assert all(torch.equal(value, received[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", DEFAULT_ARCHITECTURES)

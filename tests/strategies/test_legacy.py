@@ -81,7 +81,7 @@ def nan(arrays, _metrics):
 
 
 def other_spec(_arrays, metrics):
-    metrics[records.SPEC_METRIC] = small_spec("resnet10t").to_json()
+    metrics[records.SPEC_METRIC] = small_spec("resnet101").to_json()
 
 
 def one_array_less(arrays, _metrics):
