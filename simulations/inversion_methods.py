@@ -49,7 +49,8 @@ log = logging.getLogger("smi_fed")
 DATA: dict[str, tuple[str, ...]] = {"digits": (), "shapes": ("inversion.levels=[4,8,16]",)}
 """Data sets, and what each needs of the inversion: shapes have detail that 8 x 8 grids cannot show."""
 
-SETTINGS = {"one": 1, "four": 4}
+SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {"one": (1, ()), "four": (4, ("server.images_per_teacher=100",))}
+"""Number of clients, and what their number changes: four times 100 images are enough to compare."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Method:
 
     Attributes:
         overrides: what it changes of conf/experiment/methods.yaml.
-        same_trajectories: with rebirth, as many trajectories as others have images, so that it
-            has more images at equal time; else as many images, at less time.
+        images: how many times as many images as the others have. Rebirth has three stops, so
+            that with 4 it has as many trajectories as others have images.
     """
 
     overrides: tuple[str, ...] = ()
-    same_trajectories: bool = False
+    images: int = 1
 
 
 REBIRTH = ("inversion=rebirth", "inversion.schedule='10:0.25,20:0.33,30:0.5'")
@@ -79,7 +80,9 @@ METHODS: dict[str, Method] = {
     "adaptive": Method(("inversion=adaptive",)),
     "early stop": Method(("inversion=early_stop",)),
     "rebirth": Method(REBIRTH),
-    "rebirth, equal trajectories": Method(REBIRTH, same_trajectories=True),
+    "rebirth, equal trajectories": Method(REBIRTH, images=4),
+    "rebirth at random, equal trajectories": Method((*REBIRTH, "inversion.selection=random"), images=4),
+    "attention, twice the images": Method(("inversion=attention",), images=2),
     "relabelled": Method(("inversion=attention", "distillation=relabelled")),
     "random, frozen": Method(("inversion=sparse", "inversion.selection=random", "inversion.background=frozen")),
     "attention, frozen": Method(("inversion=attention", "inversion.background=frozen")),
@@ -120,7 +123,14 @@ class Study:
 
     def __init__(self, seed: int, data: str, setting: str, overrides: list[str], output: Path) -> None:
         self.seed, self.data, self.setting, self.output = seed, data, setting, output
-        self.overrides = [f"seed={seed}", f"data={data}", f"model={data}", *DATA[data], *overrides]
+        self.overrides = [
+            f"seed={seed}",
+            f"data={data}",
+            f"model={data}",
+            *DATA[data],
+            *SETTINGS[setting][1],
+            *overrides,
+        ]
         self.settings = self.configured(())
         self.device, reason = choose_device(self.settings.server.device)
         if self.settings.server.threads:
@@ -147,7 +157,7 @@ class Study:
     def trained(self) -> list[TrainedTeacher]:
         """The clients of this seed, data set and setting, trained once."""
         if not self.teachers:
-            self.teachers = trained_clients(self.settings, SETTINGS[self.setting], self.output / "clients")
+            self.teachers = trained_clients(self.settings, SETTINGS[self.setting][0], self.output / "clients")
             for teacher in self.teachers:
                 teacher.model.to(self.device)
         return self.teachers
@@ -190,9 +200,7 @@ class Study:
     def inverted(self, settings: Settings, method: Method, iterations: int) -> tuple[list[SparseImages], int]:
         """Images of every teacher, and their FLOPs."""
         inversion = budgeted(settings.inversion, iterations)
-        count = settings.server.images_per_teacher
-        if method.same_trajectories:
-            count *= 1 + len(inversion.schedule.stops)
+        count = settings.server.images_per_teacher * method.images
         pipeline = PipelineConfig(count, inversion, settings.distillation)
         found = [invert_teacher(t, i, pipeline, seeded(self.seed, 1, i)) for i, t in enumerate(self.teachers)]
         return [images for images, _ in found], sum(record.flops for _, record in found)

@@ -75,7 +75,8 @@ class Optimiser:
         self.weights = list(model.parameters())
         self.clip = config.clip
         muon = config.optimiser == "muon"
-        hidden = [w for name, w in model.named_parameters() if muon and w.ndim == 2 and "blocks." in name]
+        named = model.named_parameters() if muon else ()
+        hidden = [w for name, w in named if w.ndim == 2 and "blocks." in name and name.endswith(".weight")]
         chosen = {id(weight) for weight in hidden}
         rest = [weight for weight in self.weights if id(weight) not in chosen]
         adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
