@@ -29,8 +29,8 @@ def panels(lines: list[Line]) -> dict[Panel, list[Line]]:
 
 
 def methods_of(lines: list[Line]) -> list[str]:
-    """Names in order of first appearance."""
-    return list(dict.fromkeys(line["method"] for line in lines))
+    """Names in order of first appearance, controls last."""
+    return sorted(dict.fromkeys(line["method"] for line in lines), key=lambda name: name in CONTROLS)
 
 
 def spread(values: list[float]) -> str:
@@ -64,17 +64,43 @@ def table_of(lines: list[Line], panel: Panel) -> Table:
         table.add_column(heading)
     for method in methods_of(lines):
         if method in CONTROLS:
-            table.add_row(method, spread([100 * x["student_test_accuracy"] for x in points(lines, method, 0)]))
+            table.add_row(method, cell(points(lines, method, 0)))
             continue
-        cells = []
-        for budget in budgets:
-            here = points(lines, method, budget)
-            seconds = statistics.fmean(x["inversion_seconds"] for x in here) if here else math.nan
-            cells.append(f"{spread([100 * x['student_test_accuracy'] for x in here])} ({seconds:.1f} s)")
+        cells = [cell(points(lines, method, budget)) for budget in budgets]
         gains = over_reference(lines, method) if method != REFERENCE else []
         wins = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
         table.add_row(method, *cells, f"{statistics.fmean(gains):+.1f}" if gains else "", wins)
     return table
+
+
+def cell(here: list[Line]) -> str:
+    """Accuracy in % over the seeds, and seconds where there was an inversion."""
+    if not here:
+        return ""
+    accuracy = spread([100 * line["student_test_accuracy"] for line in here])
+    seconds = statistics.fmean(line["inversion_seconds"] for line in here)
+    return f"{accuracy} ({seconds:.1f} s)" if seconds else accuracy
+
+
+def markdown(lines: list[Line]) -> str:
+    """One table of all methods: a column for each data set, setting and budget."""
+    found = panels(lines)
+    columns = [
+        (panel, budget) for panel, own in found.items() for budget in sorted({x["iterations"] for x in own} - {0})
+    ]
+    headings = [f"{data}, {setting}, {budget} iterations" for (data, setting), budget in columns]
+    rows = [["method", *headings, f"over {REFERENCE} (wins)"]]
+    rows.append(["---"] * len(rows[0]))
+    for method in methods_of(lines):
+        budgets = [0 if method in CONTROLS else budget for _, budget in columns]
+        cells = [
+            cell(points(found[panel], method, budget)) for (panel, _), budget in zip(columns, budgets, strict=True)
+        ]
+        gains = [gain for own in found.values() for gain in over_reference(own, method)]
+        wins = sum(gain > 0 for gain in gains)
+        won = f"{statistics.fmean(gains):+.1f} ({wins} of {len(gains)})" if gains and method != REFERENCE else ""
+        rows.append([method, *cells, won])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def print_tables(lines: list[Line], console: Console | None = None) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,53 +107,56 @@ def _demo_row(report: dict[str, Any]) -> str:
 
 def compare_table() -> str:
     """What `make compare` printed, from the kept pieces."""
-    text = (RESULTS / "compare.jsonl").read_text(encoding="utf-8")
-    printed = io.StringIO()
-    print_table([json.loads(line) for line in text.splitlines()], Console(file=printed, width=110))
-    seeds = " ".join(sorted({str(json.loads(line)["seed"]) for line in text.splitlines()}))
-    return (
-        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
-        f"`python -m simulations.compare --seeds {seeds}`, one thread; here each seed was a process of its own and two "
-        "ran at a time on two cores. [Raw pieces](benchmarks/results/compare.jsonl).\n"
+    lines = kept_lines("compare")
+    return printed(lambda console: print_table(lines, console)) + (
+        f"`python -m simulations.compare --seeds {seeds_of(lines)}`, one thread; here each seed was a process of its "
+        "own and two ran at a time on two cores. [Raw pieces](benchmarks/results/compare.jsonl).\n"
     )
 
 
 def rounds_table() -> str:
     """What `simulations.rounds` printed, from the kept runs."""
-    lines = [json.loads(line) for line in (RESULTS / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    printed = io.StringIO()
-    rounds.print_table(lines, Console(file=printed, width=110))
-    seeds = " ".join(sorted({str(line["seed"]) for line in lines}))
-    return (
-        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
-        f"`python -m simulations.rounds --seeds {seeds}`, real runs on Flower's simulation engine, CPU. "
+    lines = kept_lines("rounds")
+    return printed(lambda console: rounds.print_table(lines, console)) + (
+        f"`python -m simulations.rounds --seeds {seeds_of(lines)}`, real runs on Flower's simulation engine, CPU. "
         "[Raw runs](benchmarks/results/rounds.jsonl).\n"
     )
 
 
 def methods_table() -> str:
-    """What `simulations.inversion_methods` printed, from the kept pieces."""
-    lines = [json.loads(line) for line in (RESULTS / "methods.jsonl").read_text(encoding="utf-8").splitlines()]
-    printed = io.StringIO()
-    methods_report.print_tables(lines, Console(file=printed, width=120))
-    seeds = " ".join(sorted({str(line["seed"]) for line in lines}))
-    return (
-        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
-        f"`python -m simulations.inversion_methods --seeds {seeds}`; seconds are the process's own on one thread. "
-        "Mean ± standard deviation over the seeds. [Raw pieces](benchmarks/results/methods.jsonl).\n"
+    """All methods of `simulations.inversion_methods` in one Markdown table, from the kept pieces."""
+    lines = kept_lines("methods")
+    return methods_report.markdown(lines) + (
+        f"\n`python -m simulations.inversion_methods --seeds {seeds_of(lines)}`: student test accuracy in %, mean ± "
+        "standard deviation over the seeds (inversion seconds of the process on one thread). "
+        "[Raw pieces](benchmarks/results/methods.jsonl).\n"
     )
 
 
 def why_table() -> str:
     """What `simulations.why_random` printed."""
     found = json.loads((RESULTS / "why_random.json").read_text(encoding="utf-8"))["teachers"]
-    printed = io.StringIO()
-    why_random.print_tables(found, Console(file=printed, width=120))
-    seeds = " ".join(sorted({str(each["seed"]) for each in found}))
-    return (
-        "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
-        f"`python -m simulations.why_random --seeds {seeds}`. [Raw](benchmarks/results/why_random.json).\n"
+    return printed(lambda console: why_random.print_tables(found, console)) + (
+        f"`python -m simulations.why_random --seeds {seeds_of(found)}`. [Raw](benchmarks/results/why_random.json).\n"
     )
+
+
+def kept_lines(name: str) -> list[dict[str, Any]]:
+    """The kept JSON lines of a study."""
+    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def seeds_of(lines: list[dict[str, Any]]) -> str:
+    """The seeds that occur, as a command takes them."""
+    return " ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+
+
+def printed(show: Callable[[Console], None]) -> str:
+    """What `show` prints, as a block of text."""
+    file = io.StringIO()
+    show(Console(file=file, width=110))
+    return "```text\n" + "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n```\n"
 
 
 def throughput_table() -> str:
