@@ -167,12 +167,10 @@ class Study:
         log.info("seed %d, %s, %s: %s, %d iterations", self.seed, self.data, self.setting, name, iterations)
         self.trained()
         _, test = load_images(settings.data)
-        started = self.clock()
         if name in CONTROLS:
-            images, flops = list(self.controls(name)), 0
+            images, seconds, flops = list(self.controls(name)), 0.0, 0
         else:
-            images, flops = self.inverted(settings, METHODS[name], iterations)
-        seconds = self.clock() - started if name not in CONTROLS else 0.0
+            images, seconds, flops = self.inverted(settings, METHODS[name], iterations)
         student = build_seeded(settings.model.student, self.seed).to(self.device)
         distill_student(student, self.teachers, images, settings.distillation, seeded(self.seed, 1, len(self.teachers)))
         return {
@@ -197,13 +195,16 @@ class Study:
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def inverted(self, settings: Settings, method: Method, iterations: int) -> tuple[list[SparseImages], int]:
-        """Images of every teacher, and their FLOPs."""
+    def inverted(self, settings: Settings, method: Method, iterations: int) -> tuple[list[SparseImages], float, int]:
+        """Images of every teacher, their seconds and their FLOPs."""
         inversion = budgeted(settings.inversion, iterations)
-        count = settings.server.images_per_teacher * method.images
-        pipeline = PipelineConfig(count, inversion, settings.distillation)
-        found = [invert_teacher(t, i, pipeline, seeded(self.seed, 1, i)) for i, t in enumerate(self.teachers)]
-        return [images for images, _ in found], sum(record.flops for _, record in found)
+        pipeline = PipelineConfig(settings.server.images_per_teacher * method.images, inversion, settings.distillation)
+        found = [
+            invert_teacher(t, i, pipeline, seeded(self.seed, 1, i), clock=self.clock)
+            for i, t in enumerate(self.teachers)
+        ]
+        records = [record for _, record in found]
+        return [images for images, _ in found], sum(r.seconds for r in records), sum(r.flops for r in records)
 
     def controls(self, name: str) -> Iterator[SparseImages]:
         """As many images of each client without inversion: uniform noise, or its own (which a federation never has)."""

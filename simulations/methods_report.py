@@ -16,8 +16,9 @@ Line = dict[str, Any]
 Panel = tuple[str, str]
 """(data, setting)."""
 
-CONTROLS = {"noise": ":", "real": "--"}
+CONTROLS = ("noise", "real")
 REFERENCE = "random"
+MARKERS = "os^"
 
 
 def panels(lines: list[Line]) -> dict[Panel, list[Line]]:
@@ -121,35 +122,40 @@ def draw(lines: list[Line], path: Path) -> None:
     figure = Figure(figsize=(7.5 * columns, 4.8 * rows + 1.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     names = [name for name in methods_of(lines) if name not in CONTROLS]
-    colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
+    styles = {name: (colormaps["tab10"](i % 10), MARKERS[i // 10 % len(MARKERS)]) for i, name in enumerate(names)}
     for axis, (panel, own) in zip(axes, found.items(), strict=False):
-        draw_panel(axis, own, colours)
-        seeds = len({line["seed"] for line in own})
-        axis.set(title=f"{panel[0]}, {panel[1]} teacher{'s' if panel[1] != 'one' else ''}, {seeds} seeds",
+        draw_panel(axis, own, styles)
+        seeds = sorted({line["seed"] for line in own})
+        axis.set(title=f"{panel[0]}, {panel[1]} teacher{'s' if panel[1] != 'one' else ''}, seeds {seeds}",
                  xlabel="inversion seconds, all teachers", ylabel="student test accuracy in %")  # fmt: skip
     for axis in axes[len(found) :]:
         axis.remove()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
     with replacing(path) as part:
         figure.savefig(part, dpi=110)
 
 
-def draw_panel(axis: Any, lines: list[Line], colours: dict[str, Any]) -> None:
+def draw_panel(axis: Any, lines: list[Line], styles: dict[str, tuple[Any, str]]) -> None:
     """One panel's curves."""
     for name in methods_of(lines):
         budgets = sorted({line["iterations"] for line in lines if line["method"] == name})
         own = [points(lines, name, budget) for budget in budgets]
         means = [100 * statistics.fmean(x["student_test_accuracy"] for x in each) for each in own]
-        if name in CONTROLS:
-            axis.axhline(means[0], color="black", linestyle=CONTROLS[name], linewidth=1, label=f"{name} images")
+        if name == "noise":  # far below: a line there would press all others together
+            axis.text(0.99, 0.02, f"noise: {means[0]:.0f} %", transform=axis.transAxes, ha="right", fontsize=9)
+            continue
+        if name == "real":
+            axis.axhline(means[0], color="black", linestyle="--", linewidth=1, label="the clients' own images")
             continue
         seconds = [statistics.fmean(x["inversion_seconds"] for x in each) for each in own]
         spreads = [
             100 * statistics.stdev(x["student_test_accuracy"] for x in each) if len(each) > 1 else 0 for each in own
         ]
         axis.errorbar(
-            seconds, means, yerr=spreads, marker="o", markersize=4, capsize=2, elinewidth=0.6,
-            color=colours[name], linewidth=2.2 if name in ("dense", REFERENCE) else 1.2, label=name,
+            seconds, means, yerr=spreads, marker=styles[name][1], markersize=5, capsize=2, elinewidth=0.6,
+            color=styles[name][0], linewidth=2.2 if name in ("dense", REFERENCE) else 1.2, label=name,
         )  # fmt: skip
     axis.grid(alpha=0.3)

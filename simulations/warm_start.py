@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(seed: int, overrides: list[str]) -> list[dict[str, Any]]:
     """One row per client."""
-    settings = load_settings(PROJECT / "conf", [f"seed={seed}", *overrides])
+    settings = load_settings(PROJECT / "conf", ["experiment=warm_start", f"seed={seed}", *overrides])
     rows = []
     for number, teacher in enumerate(trained_clients(settings, CLIENTS, PROJECT / "runs" / "warm_start")):
         targets = draw_targets(teacher, settings.server.images_per_teacher, seeded(seed, 1, number))

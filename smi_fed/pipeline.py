@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -153,6 +153,7 @@ def invert_teacher(
     *,
     last: SparseImages | None = None,
     checkpoint: Path | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
 
@@ -162,11 +163,12 @@ def invert_teacher(
     Args:
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
+        clock: what the record's seconds are of.
     """
     inversion = own_priors(teacher, config.inversion)
     targets = draw_targets(teacher, trajectories(teacher.model, inversion, config.images_per_teacher), generator)
     warm = start_from(last, targets) if last is not None else None
-    started, spent = time.perf_counter(), dict[int, int]()
+    started, spent = clock(), dict[int, int]()
 
     def show(now: InversionProgress) -> None:
         spent.update(now.spent)
@@ -184,7 +186,7 @@ def invert_teacher(
             checkpoint=checkpoint,
             progress=show,
         ).select(slice(config.images_per_teacher))
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     dense = replace(inversion, schedule=StopSchedule(), adaptive=False)
     dense_flops = len(images) * trajectory_flops(teacher.model, dense, teacher.statistics)
     return images, InversionRecord(seconds, _flops(teacher, inversion, spent, len(targets)), dense_flops)

@@ -26,6 +26,9 @@ from torch.func import functional_call
 
 TokenModel = VisionTransformer | Eva
 
+LARGEST_ATTENTION = 2**26
+"""Attention weights that are held at once; those of all queries of a fine grid would fill a machine."""
+
 
 def is_token_model(backbone: nn.Module) -> bool:
     """Whether tokens of `backbone` stand for single patches and can be left out.
@@ -188,8 +191,11 @@ def attention_to_patches(vit: TokenModel, patches: Tensor, positions: Tensor) ->
     shown = patches.shape[1]
     if vit.attn_pool is None:
         q = q[:, :, :1] if vit.global_pool == "token" else q[:, :, -shown:]
-    weights = ((q * module.scale) @ k.transpose(-2, -1)).softmax(-1)
-    return weights.mean((1, 2))[:, -shown:]
+    rows = max(1, LARGEST_ATTENTION // (q.shape[0] * q.shape[1] * k.shape[2]))
+    total = torch.zeros_like(k[:, 0, :, 0])
+    for part in q.split(rows, dim=2):
+        total = total + ((part * module.scale) @ k.transpose(-2, -1)).softmax(-1).sum((1, 2))
+    return total[:, -shown:] / (q.shape[1] * q.shape[2])
 
 
 @contextmanager

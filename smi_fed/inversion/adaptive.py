@@ -13,12 +13,14 @@ Attention that is flat, or that jumps, gives dense inversion.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view
 from smi_fed.inversion.loop import start, step
 from smi_fed.inversion.losses import neighbours
@@ -52,40 +54,70 @@ def adapted_schedule(problem: Problem, *, multi_label: bool = False) -> StopSche
     patches = problem.teacher.grid[0] * problem.teacher.grid[1]
     planned = problem.config.schedule.kept_counts(patches)
     planned = [pair for pair in planned if pair[1] < patches]
-    readings = read_attention(problem, [(at, count) for at, count in planned], multi_label=multi_label)
-    stops, before = [], 1.0
+    readings = read_attention(problem, planned, multi_label=multi_label)
+    stops, going = [], patches
     for (iteration, count), reading in zip(planned, readings, strict=True):
         share = 1 - reading.stability * (1 - max(count / patches, reading.spread))
-        if before - share >= 1 / patches:
-            stops.append((iteration, 1 - share / before))
-            before = share
+        least = math.ceil(share * patches - 1e-9)
+        if least < going:
+            stops.append((iteration, 1 - least / going))
+            going = least
     return StopSchedule(tuple(stops))
 
 
 def read_attention(problem: Problem, stops: list[tuple[int, int]], *, multi_label: bool = False) -> list[Reading]:
-    """One reading for each (iteration, patches that would go on), from a dense probe."""
-    teacher = problem.teacher
+    """One reading for each (iteration, patches that would go on), iterations rising, from a dense probe.
+
+    Raises:
+        torch.OutOfMemoryError: not even one image fits.
+    """
+    ids = -1 - torch.arange(PROBES, device=problem.teacher.mean.device)
     config = replace(problem.config, schedule=StopSchedule(), patience=0)
     problem = replace(problem, config=config, warm=None)
-    ids = -1 - torch.arange(PROBES, device=teacher.mean.device)
-    classes = torch.arange(PROBES, device=ids.device) % teacher.classes
+    size = min(PROBES, config.batch_size) if isinstance(config.batch_size, int) else PROBES
+    while True:
+        try:
+            looks = [_looks(problem, part, stops, multi_label) for part in ids.split(size)]
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+            continue
+        both = [(torch.cat([part[i][0] for part in looks]), torch.cat([part[i][1] for part in looks]))
+                for i in range(len(stops))]  # fmt: skip
+        return [
+            # Nothing moved before a stop at 0: two looks at the same noise say nothing.
+            reading(*pair, count) if iteration else Reading(reading(*pair, count).spread, 0.0)
+            for pair, (iteration, count) in zip(both, stops, strict=True)
+        ]
+
+
+def _looks(
+    problem: Problem, ids: Tensor, stops: list[tuple[int, int]], multi_label: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """For each stop the importance (b, n) half-way since the one before, and at it."""
+    teacher = problem.teacher
+    classes = (-1 - ids) % teacher.classes
     state = start(problem, ids, F.one_hot(classes, teacher.classes).to(teacher.mean) if multi_label else classes)
     touching = neighbours(state.kept, teacher.grid)
-    readings, before = [], 0
-    for iteration, count in stops:
+    looks, before = [], 0
+    for iteration, _ in stops:
         half_way = (before + iteration) // 2
         for _ in range(half_way - before):
             step(problem, state, touching)
         earlier = _importance(problem, state)
         for _ in range(iteration - half_way):
             step(problem, state, touching)
-        readings.append(reading(earlier, _importance(problem, state), count))
+        looks.append((earlier, _importance(problem, state)))
         before = iteration
-    return readings
+    return looks
 
 
 def probe_cost(problem: Problem) -> dict[int, int]:
-    """Iterations of single images that the probe takes, by the number of patches they keep: all."""
+    """Iterations of single images that the probe takes, by the number of patches they keep: all.
+
+    Its looks at attention, two forward passes for each stop, are not counted.
+    """
     stops = problem.config.schedule.stops
     return {problem.teacher.grid[0] * problem.teacher.grid[1]: PROBES * stops[-1][0]} if stops else {}
 
@@ -107,5 +139,5 @@ def reading(earlier: Tensor, now: Tensor, count: int) -> Reading:
 def _importance(problem: Problem, state: State) -> Tensor:
     with torch.no_grad():
         patches = problem.parametrisation.patches(state.parameters, state.kept)
-    with problem.autocast():
+    with problem.autocast(), uncompiled(problem.config):
         return problem.teacher.importance(clean_view(patches, state.kept, state.canvas, problem.teacher), state.targets)

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from smi_fed.files import FileFormatError, checksums, load_tensors, save_tensors, writable_directory
+from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.inversion.state import Problem, State
 from smi_fed.sparse_images import SparseImages
 
@@ -28,6 +29,7 @@ class Work:
 
     Attributes:
         size: images of the next batch.
+        schedule: when patches stop; the planned one unless it was adapted to the teacher.
         finished: images, in order of their ids unless early stop finished later ones first.
         begun: batches in work, the current one last; more than one after a batch was halved
             or while a new one is brought past its stops to join another.
@@ -36,6 +38,7 @@ class Work:
     """
 
     size: int
+    schedule: StopSchedule
     finished: list[SparseImages] = field(default_factory=list)
     begun: list[State] = field(default_factory=list)
     following: int = 0
@@ -94,6 +97,7 @@ class Checkpoint:
         ]
         return Work(
             size=int(metadata["size"]),
+            schedule=StopSchedule.parse(metadata["schedule"]),
             finished=[self._part(name, digest) for name, digest in self.parts.items()],
             begun=[state.map(lambda tensor: tensor.to(like.device)) for state in begun],
             following=int(metadata["following"]),
@@ -123,6 +127,7 @@ class Checkpoint:
         tensors = {f"{i}/{name}": t for i, state in enumerate(work.begun) for name, t in state.tensors().items()}
         metadata = {
             "identity": json.dumps(self.identity), "parts": json.dumps(self.parts), "spent": json.dumps(work.spent),
+            "schedule": str(work.schedule),
         }  # fmt: skip
         save_tensors(
             self.path, tensors, FORMAT, VERSION, **metadata, size=str(work.size), following=str(work.following)

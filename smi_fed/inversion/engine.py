@@ -116,24 +116,27 @@ def invert(
         identity = identity_of(model, targets, problem, teacher_id)
         saved = Checkpoint(checkpoint, identity, checkpoint_interval)
     with frozen(model), accelerated(model, config), torch.enable_grad():
-        problem, probed = _adapted(problem, multi_label=targets.ndim == 2)
-        work = (saved and saved.load(targets)) or Work(_batch_size(problem, targets), spent=probed)
-        report = _reporter(problem, work, len(targets), progress)
+        work = (saved and saved.load(targets)) or _new_work(problem, targets)
+        problem = replace(problem, config=replace(config, schedule=work.schedule))
+        reporter = _Reporter(problem, work, len(targets), progress)
         for age, loss in _iterations(problem, work, targets, teacher_id, saved):
-            report(age, loss)
+            reporter.at(age, loss)
             if saved is not None:
                 saved.save_if_due(work)
+        reporter.end()
     found = SparseImages.concat(work.finished)
     return found.select(found.ids.argsort(stable=True))
 
 
-def _adapted(problem: Problem, *, multi_label: bool) -> tuple[Problem, dict[int, int]]:
-    """The problem with the schedule that its teacher bears, and the iterations that finding it took."""
+def _new_work(problem: Problem, targets: Tensor) -> Work:
+    """Nothing done yet, under the schedule that the teacher bears."""
+    planned = problem.config.schedule
+    size = _batch_size(problem, targets)
     if not problem.config.adaptive:
-        return problem, {}
-    schedule = adapted_schedule(problem, multi_label=multi_label)
-    log.info("stop schedule that this teacher's attention bears: '%s' of '%s'", schedule, problem.config.schedule)
-    return replace(problem, config=replace(problem.config, schedule=schedule)), probe_cost(problem)
+        return Work(size, planned)
+    schedule = adapted_schedule(problem, multi_label=targets.ndim == 2)
+    log.info("stop schedule that this teacher's attention bears: '%s' of '%s'", schedule, planned)
+    return Work(size, schedule, spent=probe_cost(problem))
 
 
 def _iterations(
@@ -149,6 +152,7 @@ def _iterations(
         try:
             if _has_room(problem, work, len(targets)):
                 _begin(problem, work, targets)
+                _join(problem, work)
             state = work.begun[-1]
             for age, loss in run(problem, state):
                 kept = state.kept.shape[1]
@@ -202,18 +206,23 @@ def _begin(problem: Problem, work: Work, targets: Tensor) -> None:
 def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
     """Two batches of half the images in place of the one that did not fit; neither starts anew.
 
+    With early stop that is the largest: the one in hand may be a few images that fill it up.
+
     Raises:
         torch.OutOfMemoryError: nothing can be halved.
     """
-    size = len(work.begun[-1].ids) if work.begun else work.size
+    sizes = [len(state.ids) for state in work.begun]
+    size = (max(sizes) if problem.config.patience else sizes[-1]) if sizes else work.size
     if size == 1 or problem.config.couples:
         advice = "even for one image" if size == 1 else f"for {size} images that the prior couples; lower batch_size"
         raise torch.OutOfMemoryError(f"out of memory {advice} ({error})") from error
     work.size = -(-size // 2)
     log.warning("out of memory with %d images at once: going on with %d", size, work.size)
     if work.begun:
-        state = work.begun.pop()
-        work.begun += [state.map(lambda rows: rows[work.size :]), state.map(lambda rows: rows[: work.size])]
+        place = len(sizes) - 1 - sizes[::-1].index(size)
+        state = work.begun[place]
+        halves = [state.map(lambda rows: rows[work.size :]), state.map(lambda rows: rows[: work.size])]
+        work.begun[place : place + 1] = halves
 
 
 def _batch_size(problem: Problem, targets: Tensor) -> int:
@@ -225,36 +234,44 @@ def _batch_size(problem: Problem, targets: Tensor) -> int:
     return chosen
 
 
-def _reporter(
-    problem: Problem, work: Work, images: int, progress: Callable[[InversionProgress], None] | None
-) -> Callable[[int, Tensor], None]:
+class _Reporter:
     """Turns the iterations of a batch into `InversionProgress` of the whole inversion."""
-    started, furthest = time.perf_counter(), 0
 
-    def report(age: int, loss: Tensor) -> None:
-        nonlocal furthest
-        if progress is None:
+    def __init__(
+        self, problem: Problem, work: Work, images: int, progress: Callable[[InversionProgress], None] | None
+    ) -> None:
+        self.problem, self.work, self.images, self.progress = problem, work, images, progress
+        self.started = time.perf_counter()
+        self.last: InversionProgress | None = None
+
+    def at(self, age: int, loss: Tensor) -> None:
+        """The batch in hand is of `age`."""
+        if self.progress is None:
             return
-        state = work.begun[-1]
-        finished = sum(len(part) for part in work.finished)
-        if age == problem.config.iterations and not problem.config.patience:
+        config, state = self.problem.config, self.work.begun[-1]
+        finished = sum(len(part) for part in self.work.finished)
+        if age == config.iterations and not config.patience:
             finished += len(state.ids) * (1 + state.snapshots.shape[1])
-        done, total = _position(problem, work, images, age)
-        furthest = max(furthest, done)  # images that join a batch are younger than those in it
-        progress(
-            InversionProgress(
-                done=furthest,
-                total=total,
-                images=finished,
-                kept=state.kept.shape[1],
-                patches=state.canvas.shape[1],
-                spent=dict(work.spent),
-                loss=loss,
-                seconds=time.perf_counter() - started,
-            )
+        done, total = _position(self.problem, self.work, self.images, age)
+        if config.patience and self.last is not None:
+            done = max(done, self.last.done)  # images that join a batch are younger than those in it
+        self.last = InversionProgress(
+            done=done,
+            total=total,
+            images=finished,
+            kept=state.kept.shape[1],
+            patches=state.canvas.shape[1],
+            spent=dict(self.work.spent),
+            loss=loss,
+            seconds=time.perf_counter() - self.started,
         )
+        self.progress(self.last)
 
-    return report
+    def end(self) -> None:
+        """With early stop nobody knows beforehand which iteration is the last."""
+        if self.progress is not None and self.last is not None and self.problem.config.patience:
+            images = sum(len(part) for part in self.work.finished)
+            self.progress(replace(self.last, done=self.last.total, images=images))
 
 
 def _position(problem: Problem, work: Work, images: int, age: int) -> tuple[int, int]:

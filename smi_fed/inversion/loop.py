@@ -92,10 +92,10 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
     with torch.no_grad():
         patches = problem.parametrisation.patches(state.parameters, state.kept)
         state.canvas = put(state.canvas, state.kept, patches)
+    choose = rebirth.last if problem.config.rebirth else best
+    remaining = choose(scores(problem, state, patches), count)  # may run out of memory, so before any change
     if problem.config.rebirth:
         state.snapshots = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
-    choose = rebirth.last if problem.config.rebirth else best
-    remaining = choose(scores(problem, state, patches), count)
     going_on = take(state.kept, remaining)
     stopped = torch.ones_like(state.canvas[:, :, 0, 0, 0], dtype=torch.bool).scatter(1, going_on, value=False)
     newly = stopped & (state.stopped_at < 0)
@@ -114,7 +114,10 @@ def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
         shown = patches.detach().requires_grad_()
         with torch.enable_grad():
             view = clean_view(shown, state.kept, state.canvas, problem.teacher)
-            (gradient,) = torch.autograd.grad(view_loss(problem, state, view).sum(), shown)
+            loss = view_loss(problem, state, view)
+            touching = losses.neighbours(state.kept, problem.teacher.grid)
+            loss = loss + problem.config.tv * losses.total_variation(shown, touching)
+            (gradient,) = torch.autograd.grad(loss.sum(), shown)
         return gradient.abs().sum((2, 3, 4))
 
     view = clean_view(patches, state.kept, state.canvas, problem.teacher)

@@ -22,12 +22,16 @@ def last(scores: Tensor, count: int) -> Tensor:
 
 def images_per_trajectory(config: InversionConfig, patches: int) -> int:
     """Finished images of one target: one for each stop that lets patches go, and the last; 1 without rebirth."""
-    counts = {count for _, count in config.schedule.kept_counts(patches)}
+    counts = {patches} | {count for _, count in config.schedule.kept_counts(patches)}
     return len(counts) if config.rebirth else 1
 
 
 def trajectories(model: nn.Module, config: InversionConfig, images: int) -> int:
-    """How many targets give at least `images` finished images of `model`."""
+    """How many targets give at least `images` finished images of `model`, at least 1 of each.
+
+    Raises:
+        ValueError: the model or its patch size cannot be, see `adapt`.
+    """
     rows, columns = adapt(model, config.patch_size).grid
     return -(-images // images_per_trajectory(config, rows * columns))
 

@@ -17,7 +17,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from smi_fed.alignment import class_positions
-from smi_fed.checks import SettingError, is_number
+from smi_fed.checks import SettingError, is_integer, is_number
 from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
@@ -25,11 +25,11 @@ from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
 from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_spec
 from smi_fed.strategies.records import BadReplyError, Claim
-from smi_fed.tokens import to_patches
+from smi_fed.tokens import is_token_model, to_patches
 
 LARGEST_IMAGE = 512
-LARGEST_GRID = 128 * 128
-"""Patches of one image; a small patch on a large image takes memory that no count of weights tells of."""
+LARGEST_GRID = {True: 64 * 64, False: 128 * 128}
+"""Patches of one image, of token models and of others; a small patch takes memory that no count of weights tells of."""
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -70,8 +70,8 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
         raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
     if max(shape.image_size) > LARGEST_IMAGE:
         raise BadReplyError(f"the model takes images of {shape.image_size} px, allowed: at most {LARGEST_IMAGE}")
-    if (size := grid_of(shape)) > LARGEST_GRID:
-        raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {LARGEST_GRID}")
+    if (size := grid_of(shape)) > (most := LARGEST_GRID[is_token_model(shape.backbone)]):
+        raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
     arrays = claim.arrays
     if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names
         arrays = {f"backbone.{key}": array for key, array in arrays.items()}
@@ -121,10 +121,10 @@ def _build(spec: ModelSpec) -> Classifier:
 
 def grid_of(model: Classifier) -> int:
     """Patches that a model cuts an image into; 0 where it has no patch size."""
-    own = model.spec.kwargs.get("patch_size")
-    asked = None if own is None else (own, own)
-    patch = getattr(getattr(model.backbone, "patch_embed", None), "patch_size", asked)
-    return 0 if patch is None else math.prod(side // p for side, p in zip(model.image_size, patch, strict=True))
+    asked: Any = model.spec.kwargs.get("patch_size")
+    patch: Any = getattr(getattr(model.backbone, "patch_embed", None), "patch_size", asked)
+    pair = (patch, patch) if is_integer(patch) else patch
+    return 0 if pair is None else math.prod(side // p for side, p in zip(model.image_size, pair, strict=True))
 
 
 def check_batch_norms(model: Classifier, weights: Mapping[str, Tensor]) -> None:

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, invert
+from smi_fed.inversion import InversionConfig, adaptive, invert, loop
 from smi_fed.inversion.adaptive import PROBES, Reading, adapted_schedule, read_attention, reading
 from smi_fed.inversion.loop import parametrise
 from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
-from tests.models import masked_model
+from tests.models import masked_model, small_vit
 from tests.same import assert_same
 
 CONFIG = InversionConfig.paper(iterations=12, schedule="4:0.5,8:0.5", jitter=0, flip=False, adaptive=True)
@@ -98,6 +100,65 @@ def test_invert_uses_the_adapted_schedule(vit, kind, caplog):
     assert sum(spent.values()) == 5 * 12 + PROBES * 8
     plain = replace(CONFIG, adaptive=False, schedule=schedule)
     assert_same(invert(model, targets, plain, generator=torch.Generator().manual_seed(0)), found)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=3, max_size=3),
+    st.sampled_from(["4:0.5,6:0.5,8:0.3", "1:0.3,2:0.3,3:0.9", "0:0.5,1:0.5,2:0.1"]),
+)
+def test_never_steeper_than_planned(readings, schedule):
+    """Whatever attention says, after every planned stop at least as many patches go on as planned."""
+    model = small_vit()
+    config = replace(CONFIG, schedule=schedule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptive, "read_attention", lambda *_, **__: [Reading(*each) for each in readings])
+        found = adaptive.adapted_schedule(problem_of(model, config)).kept_counts(16)
+    for (at, planned), (spread, _) in zip(
+        [pair for pair in config.schedule.kept_counts(16) if pair[1] < 16], readings, strict=False
+    ):
+        kept = min(count for iteration, count in found if iteration <= at)
+        assert kept >= planned
+        assert kept >= min(spread, *(each[0] for each in readings)) * 16 - 1e-6
+
+
+def test_a_stop_before_anything_moved_is_not_trusted(vit):
+    with frozen(vit):
+        (found,) = read_attention(problem_of(vit), [(0, 8)])
+    assert found.stability == 0
+
+
+@pytest.mark.parametrize("fitting", [1, 3, 8])
+def test_the_probe_takes_what_fits(vit, monkeypatch, fitting):
+    model = vit.double()
+    with frozen(model):
+        whole = read_attention(problem_of(model), [(4, 8)])
+    objective = loop.objective
+
+    def scarce(problem, state, touching):
+        if len(state.ids) > fitting:
+            raise torch.OutOfMemoryError
+        return objective(problem, state, touching)
+
+    monkeypatch.setattr(loop, "objective", scarce)
+    with frozen(model):
+        found = read_attention(problem_of(model), [(4, 8)])
+    assert found[0].spread == pytest.approx(whole[0].spread)
+    assert found[0].stability == pytest.approx(whole[0].stability)
+
+
+def test_a_killed_one_does_not_probe_again(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", float("inf"))
+    arguments = {"checkpoint": tmp_path, "checkpoint_interval": 0}
+    whole = invert(vit, torch.arange(5), CONFIG, generator=torch.Generator().manual_seed(0))
+
+    def kill(now):
+        if now.done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        invert(vit, torch.arange(5), CONFIG, generator=torch.Generator().manual_seed(0), progress=kill, **arguments)
+    monkeypatch.setattr(adaptive, "read_attention", pytest.fail)
+    assert_same(invert(vit, torch.arange(5), CONFIG, generator=torch.Generator().manual_seed(0), **arguments), whole)
 
 
 def test_without_a_stop_there_is_nothing_to_adapt(vit):

@@ -156,7 +156,7 @@ def test_writing_waits_for_the_interval_and_for_its_own_cost(tmp_path, monkeypat
     checkpoint = Checkpoint(tmp_path, {}, interval=10)
     written = []
     monkeypatch.setattr(checkpoint, "save", written.append)
-    first, second = Work(1), Work(2)
+    first, second = (Work(size, PIXELS.schedule) for size in (1, 2))
     for _ in range(2):
         checkpoint.save_if_due(first)
     assert written == [first]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from smi_fed.inversion import InversionConfig, feature_statistics, invert
+from smi_fed.inversion import InversionConfig, engine, feature_statistics, invert, loop
 from smi_fed.inversion.early_stop import done, note
 from smi_fed.inversion.loop import parametrise, start
 from smi_fed.inversion.state import Problem
@@ -71,21 +71,27 @@ def test_it_is_the_plain_inversion_cut_off_at_convergence(vit):
         torch.testing.assert_close(short.images[number], found.images[number], atol=1e-7, rtol=0)
 
 
-def test_the_batch_stays_full_while_images_wait(vit):
-    sizes = []
-    from smi_fed.inversion import loop
-
-    original = loop.step
+@pytest.mark.parametrize("config", [BASE, DENSE], ids=["sparse", "dense"])
+def test_the_batch_stays_full_while_images_wait(vit, config, monkeypatch):
+    """Past the stops never fewer than three of four places are taken before the last image was begun."""
+    steps, begun = [], []
+    step, begin = loop.step, engine._begin
 
     def count(problem, state, touching):
-        sizes.append((len(state.ids), int((~done(problem, state)).sum())))
-        return original(problem, state, touching)
+        steps.append((len(state.ids), problem.is_open(state)))
+        return step(problem, state, touching)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "step", count)
-        followed(vit, replace(DENSE, batch_size=4))
-    begun_all = next(i for i in range(len(sizes)) if max(s for s, _ in sizes[i:]) < 4)
-    assert all(size >= 3 for size, _ in sizes[:begun_all])
+    def note(problem, work, targets):
+        begin(problem, work, targets)
+        begun.append((len(steps), work.following))
+
+    monkeypatch.setattr(loop, "step", count)
+    monkeypatch.setattr(engine, "_begin", note)
+    followed(vit, config)
+    last = next(place for place, following in begun if following == len(TARGETS))
+    assert len(begun) > 2
+    assert all(size >= 3 for size, is_open in steps[:last] if is_open)
+    assert last > 20
 
 
 def test_no_image_converges_before_its_last_stop(vit):
@@ -93,10 +99,11 @@ def test_no_image_converges_before_its_last_stop(vit):
     assert set(found.stopped_at.unique().tolist()) == {-1, 2, 30}
 
 
-def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("schedule", ["2:0.3,5:0.4", ""], ids=["sparse", "dense"])
+def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch, schedule):
     monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", float("inf"))
     known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
-    config = replace(BASE, parametrisation="pyramid", levels=(2, 4), statistics=1.0)
+    config = replace(BASE, parametrisation="pyramid", levels=(2, 4), statistics=0.01, schedule=schedule, tolerance=0.15)
     whole, seen = followed(vit, config, statistics=known)
     for at in (1, 6, 20, 33):
         count = iter(range(1, 1000))
@@ -113,14 +120,33 @@ def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch):
         found = invert(vit, TARGETS, config, generator=seeded(), statistics=known, checkpoint=directory,
                        progress=lambda now, spent=spent: spent.update(now.spent))  # fmt: skip
         assert_same(found, whole)
+        assert sum(seen[-1].spent.values()) < 11 * 40  # images did leave early
         assert not spent or spent == seen[-1].spent
 
 
 def test_progress_goes_from_start_to_total(vit):
     _, seen = followed(vit, BASE)
     assert all(a.done <= b.done for a, b in pairwise(seen))
-    assert seen[-1].done <= seen[-1].total
+    assert seen[-1].done == seen[-1].total
+    assert seen[-1].images == 11
     assert {now.total for now in seen} == {3 * 40}
+
+
+def test_memory_that_runs_out_changes_no_image(vit, monkeypatch):
+    """Out of memory with more than two images, whether they are past their stops or fill a batch up."""
+    model = vit.double()
+    whole, _ = followed(model, BASE)
+    objective = loop.objective
+
+    def scarce(problem, state, touching):
+        if len(state.ids) > 2:
+            raise torch.OutOfMemoryError
+        return objective(problem, state, touching)
+
+    monkeypatch.setattr(loop, "objective", scarce)
+    found, _ = followed(model, BASE)
+    assert torch.equal(found.stopped_at, whole.stopped_at)
+    torch.testing.assert_close(found.images, whole.images, atol=1e-7, rtol=0)
 
 
 def test_a_converged_image_stays_so(vit):

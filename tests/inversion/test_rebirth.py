@@ -24,7 +24,9 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-@pytest.mark.parametrize("config", [REBIRTH, PYRAMID, replace(PYRAMID, background="rendered")])
+@pytest.mark.parametrize(
+    "config", [REBIRTH, PYRAMID, replace(PYRAMID, background="rendered"), replace(REBIRTH, schedule="0:0.25,5:0.5")]
+)
 def test_every_patch_belongs_to_one_image_of_its_trajectory(vit, kind, config):
     model = vit if kind == "vit" else masked_model(kind)
     found = invert(model, TARGETS, config, generator=seeded())
@@ -33,7 +35,7 @@ def test_every_patch_belongs_to_one_image_of_its_trajectory(vit, kind, config):
     patches = found.mask[0].numel()
     masks = found.mask.view(5, 3, patches)
     assert bool((masks.sum(1) == 1).all())
-    counts = [count for _, count in config.schedule.kept_counts(patches)] + [0]
+    counts = [patches, *(count for _, count in config.schedule.kept_counts(patches) if count < patches), 0]
     detached = [before - after for before, after in pairwise(counts)]
     assert masks.sum(2).tolist() == [detached] * 5
 
@@ -78,10 +80,29 @@ def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch):
     assert_same(invert(vit, TARGETS, REBIRTH, generator=seeded(), checkpoint=tmp_path), whole)
 
 
+def test_memory_that_runs_out_at_a_stop_adds_no_image(vit, monkeypatch):
+    from smi_fed.inversion import loop
+
+    model = vit.double()
+    whole = invert(model, TARGETS, REBIRTH, generator=seeded())
+    scores, calls = loop.scores, iter(range(100))
+
+    def scarce(problem, state, patches):
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError
+        return scores(problem, state, patches)
+
+    monkeypatch.setattr(loop, "scores", scarce)
+    found = invert(model, TARGETS, REBIRTH, generator=seeded())
+    assert torch.equal(found.stopped_at, whole.stopped_at)
+    torch.testing.assert_close(found.images, whole.images, atol=1e-7, rtol=0)
+
+
 def test_how_many_trajectories_give_enough_images(vit):
     assert images_per_trajectory(REBIRTH, 16) == 3
     assert images_per_trajectory(replace(REBIRTH, rebirth=False), 16) == 1
     assert images_per_trajectory(REBIRTH, 1) == 1  # one patch cannot be divided
+    assert images_per_trajectory(replace(REBIRTH, schedule="0:0.25,5:0.5"), 16) == 3
     assert [trajectories(vit, REBIRTH, images) for images in (1, 3, 4)] == [1, 1, 2]
 
 
