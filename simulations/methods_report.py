@@ -26,7 +26,7 @@ def panels(lines: list[Line]) -> dict[Panel, list[Line]]:
     found: dict[Panel, list[Line]] = {}
     for line in lines:
         found.setdefault((line["data"], line["setting"]), []).append(line)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "one", item[0][1])))
 
 
 def methods_of(lines: list[Line]) -> list[str]:
