@@ -42,6 +42,15 @@ def test_dense_and_attention_differ_from_sparse_in_one_thing():
     assert {k for k in sparse if sparse[k] != attention[k]} == {"selection"}
 
 
+@pytest.mark.parametrize("name", ["compare", "rounds", "warm_start", "mixed", "methods"])
+def test_studies_keep_their_method_whatever_the_default_is(name):
+    inversion = load_settings(CONF, f"experiment={name}").inversion
+    assert (inversion.selection, inversion.rebirth) == ("random", False)
+    if name != "methods":
+        assert inversion.background == "frozen"
+    assert load_settings(CONF, f"experiment={name} inversion=dense").inversion.rebirth is False
+
+
 def test_quoted_overrides_survive():
     settings = load_settings(CONF, "inversion.schedule='10:0.3,20:0.3' data=folder data.name='/a b/c'")
     assert settings.data.name == "/a b/c"

@@ -91,7 +91,8 @@ def test_a_line_says_what_how_far_and_how_it_goes(clock, lines):
 def test_an_inversion_is_shown(clock, lines):
     with Bar("inversion", 40) as bar:
         loss = torch.tensor(2.5)
-        show_inversion(bar, InversionProgress(40, 40, images=8, kept=66, patches=196, loss=loss, seconds=1.0))
+        now = InversionProgress(40, 40, images=8, kept=66, patches=196, spent={}, loss=loss, seconds=1.0)
+        show_inversion(bar, now)
     (line,) = lines()
     for part in ("40/40", "patches 66/196", "images 8", "loss 2.5"):
         assert part in line

@@ -14,7 +14,7 @@ from smi_fed.report import load_student
 from smi_fed.sparse_images import SparseImages
 from tests.e2e.test_app import CONF, SMOKE, nodes, run
 
-OVERRIDES = f"model=mixed {SMOKE}"
+OVERRIDES = f"model=mixed inversion=sparse {SMOKE}"
 ARCHITECTURES = [
     "vit_tiny_patch16_224 (patch 4, width 64, depth 2, heads 4)",
     "swin_tiny_patch4_window7_224 (patch 4, window 4, width 24, depths 1+1, heads 2+4)",
