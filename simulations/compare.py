@@ -47,8 +47,7 @@ def budgeted(config: InversionConfig, method: str, iterations: int) -> Inversion
     """`config` with another number of iterations, its stops moved in proportion; `dense` has none."""
     if method == "dense":
         return replace(config, iterations=iterations, schedule=StopSchedule())
-    schedule = config.schedule.scaled(iterations / config.iterations)
-    return replace(config, iterations=iterations, schedule=schedule, selection=method)
+    return replace(config.scaled(iterations), selection=method)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from clients.app import own_images
 from simulations import methods_report
 from simulations.ledger import append_line, read_lines
 from simulations.local_clients import digest, trained_clients
+from simulations.methods_report import CONTROLS
 from simulations.superlink import PROJECT
 from smi_fed.checks import SettingError
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory
-from smi_fed.inversion import InversionConfig, SparseImages, StopSchedule
+from smi_fed.inversion import SparseImages
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import (
     PipelineConfig,
@@ -87,7 +88,6 @@ METHODS: dict[str, Method] = {
     "random, frozen": Method(("inversion=sparse", "inversion.selection=random", "inversion.background=frozen")),
     "attention, frozen": Method(("inversion=attention", "inversion.background=frozen")),
 }
-CONTROLS = ("noise", "real")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,7 +197,7 @@ class Study:
 
     def inverted(self, settings: Settings, method: Method, iterations: int) -> tuple[list[SparseImages], float, int]:
         """Images of every teacher, their seconds and their FLOPs."""
-        inversion = budgeted(settings.inversion, iterations)
+        inversion = settings.inversion.scaled(iterations)
         pipeline = PipelineConfig(settings.server.images_per_teacher * method.images, inversion, settings.distillation)
         found = [
             invert_teacher(t, i, pipeline, seeded(self.seed, 1, i), clock=self.clock)
@@ -226,12 +226,6 @@ class Study:
 def _one_of(images: ImageSet, label: int, generator: torch.Generator) -> torch.Tensor:
     rows = (images.labels == label).nonzero()[:, 0]
     return images.images[rows[torch.randint(len(rows), (), generator=generator)]]
-
-
-def budgeted(config: InversionConfig, iterations: int) -> InversionConfig:
-    """`config` with another number of iterations, its stops moved in proportion."""
-    schedule: StopSchedule = config.schedule.scaled(iterations / config.iterations)
-    return replace(config, iterations=iterations, schedule=schedule)
 
 
 if __name__ == "__main__":

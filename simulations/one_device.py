@@ -57,8 +57,7 @@ def federation(config: FederationConfig, inversion: InversionConfig, device: tor
 
     The student's agreement with the ensemble is over generated images of low frequency.
     """
-    schedule = inversion.schedule.scaled(config.iterations / inversion.iterations)
-    inversion = replace(inversion, iterations=config.iterations, schedule=schedule)
+    inversion = inversion.scaled(config.iterations)
     batch = min(64, config.images * len(ARCHITECTURES))
     pipeline = PipelineConfig(config.images, inversion, DistillationConfig(steps=config.steps, batch_size=batch))
     torch.manual_seed(seed)
@@ -88,7 +87,7 @@ def federation(config: FederationConfig, inversion: InversionConfig, device: tor
         "student": STUDENT,
         "images": config.images * len(teachers),
         "iterations": config.iterations,
-        "schedule": str(schedule),
+        "schedule": str(inversion.schedule),
         "distillation_steps": config.steps,
         "inversion_seconds": inversions,
         "distillation_seconds": distillation,

@@ -28,10 +28,9 @@ def whole_run(
     config: InversionConfig, iterations: int, model: Classifier, targets: Tensor, stages: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A real `invert` from start to end, beside what the stages' medians foretell for it."""
-    schedule = config.schedule.scaled(iterations / config.iterations)
-    inversion = replace(config, iterations=iterations, schedule=schedule)
-    ends = [at for at, _ in schedule.stops] + [iterations]
-    begins = [0, *(at for at, _ in schedule.stops)]
+    inversion = config.scaled(iterations)
+    stops = [at for at, _ in inversion.schedule.stops]
+    begins, ends = [0, *stops], [*stops, iterations]
     foretold = sum(
         (end - begin) * stage["ms"] + stage["stop_ms"] for begin, end, stage in zip(begins, ends, stages, strict=True)
     )
@@ -41,7 +40,7 @@ def whole_run(
     )  # fmt: skip
     return {
         "iterations": iterations,
-        "schedule": str(schedule),
+        "schedule": str(inversion.schedule),
         "seconds": times["invert"][0],
         "seconds_from_medians": foretold / 1000,
     }
@@ -54,8 +53,7 @@ def agreement(config: InversionConfig, model: Classifier, targets: Tensor, itera
     rounding can move a pixel the other way by whole steps, and two runs drift apart however
     exact they are. Hence the mean over pixels, and what the teacher thinks of either.
     """
-    schedule = config.schedule.scaled(iterations / config.iterations)
-    fast = replace(config, iterations=iterations, schedule=schedule)
+    fast = config.scaled(iterations)
     plain = replace(fast, precision="float32", compile=False, batch_size=1)
     first, second = (invert(model, targets, each, generator=torch.Generator().manual_seed(0)) for each in (fast, plain))
     difference = (first.images - second.images).abs()

@@ -34,10 +34,10 @@ from smi_fed.data import load_images
 from smi_fed.files import writable_directory, write_json
 from smi_fed.inversion import StopSchedule
 from smi_fed.inversion.adaptive import reading
-from smi_fed.inversion.loop import parametrise, scores, start, step
+from smi_fed.inversion.loop import parametrise, scores_by, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.selections import SELECTIONS, Look, best
-from smi_fed.inversion.state import Problem, State
+from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import View, adapt, frozen
 from smi_fed.progress import show_log
 from smi_fed.tokens import to_patches
@@ -89,7 +89,7 @@ def along_the_way(problem: Problem) -> dict[str, Any]:
     for iteration in range(problem.config.iterations + 1):
         if iteration in (*LOOKS, problem.config.iterations):
             for name in NAMES:
-                seen[name].append(said(problem, state, name))
+                seen[name].append(scores_by(problem, state, name))
         if iteration < problem.config.iterations:
             step(problem, state, touching)
     found: dict[str, Any] = {"agreement": {}, "evenness": {}}
@@ -97,14 +97,6 @@ def along_the_way(problem: Problem) -> dict[str, Any]:
         found["agreement"][name] = [reading(look, looks[-1], count).stability for look in looks[:-1]]
         found["evenness"][name] = [evenness(best(look, count), look.shape[1]) for look in looks[:-1]]
     return found
-
-
-def said(problem: Problem, state: State, name: str) -> Tensor:
-    """Scores (b, n) of the selection `name` for images in work."""
-    with torch.no_grad():
-        patches = problem.parametrisation.patches(state.parameters, state.kept)
-    named = replace(problem, config=replace(problem.config, selection=name))
-    return scores(named, state, patches)
 
 
 def evenness(kept: Tensor, patches: int) -> float:

@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smi_fed.inversion.acceleration import uncompiled
-from smi_fed.inversion.augment import clean_view
-from smi_fed.inversion.loop import start, step
+from smi_fed.inversion.loop import scores_by, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.schedule import StopSchedule
-from smi_fed.inversion.state import Problem, State
+from smi_fed.inversion.state import Problem
 
 PROBES = 8
 """Images of the probe. Their ids are negative: no image of the inversion shares their draws."""
@@ -105,10 +103,10 @@ def _looks(
         half_way = (before + iteration) // 2
         for _ in range(half_way - before):
             step(problem, state, touching)
-        earlier = _importance(problem, state)
+        earlier = scores_by(problem, state, "attention")
         for _ in range(iteration - half_way):
             step(problem, state, touching)
-        looks.append((earlier, _importance(problem, state)))
+        looks.append((earlier, scores_by(problem, state, "attention")))
         before = iteration
     return looks
 
@@ -134,10 +132,3 @@ def reading(earlier: Tensor, now: Tensor, count: int) -> Reading:
     chance = count / n
     stability = (overlap - chance) / max(1 - chance, 1e-12)
     return Reading(float(spread.mean()), float(stability.mean().clamp(0, 1)))
-
-
-def _importance(problem: Problem, state: State) -> Tensor:
-    with torch.no_grad():
-        patches = problem.parametrisation.patches(state.parameters, state.kept)
-    with problem.autocast(), uncompiled(problem.config):
-        return problem.teacher.importance(clean_view(patches, state.kept, state.canvas, problem.teacher), state.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
@@ -142,6 +142,10 @@ class InversionConfig:
     def dense(cls, **changes: Any) -> InversionConfig:
         """The paper's setting without any stop, with `changes`."""
         return cls(**{"schedule": StopSchedule(), **changes})
+
+    def scaled(self, iterations: int) -> InversionConfig:
+        """The same with another number of iterations, and stops moved in proportion."""
+        return replace(self, iterations=iterations, schedule=self.schedule.scaled(iterations / self.iterations))
 
     @property
     def summary(self) -> str:

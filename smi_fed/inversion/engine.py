@@ -125,7 +125,8 @@ def invert(
                 saved.save_if_due(work)
         reporter.end()
     found = SparseImages.concat(work.finished)
-    return found.select(found.ids.argsort(stable=True))
+    # Only early stop finishes later images first; the rest need no copy of all pixels.
+    return found.select(found.ids.argsort(stable=True)) if config.patience else found
 
 
 def _new_work(problem: Problem, targets: Tensor) -> Work:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -112,11 +113,10 @@ def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
 
     def pull() -> Tensor:
         shown = patches.detach().requires_grad_()
+        touching = losses.neighbours(state.kept, problem.teacher.grid)
         with torch.enable_grad():
-            view = clean_view(shown, state.kept, state.canvas, problem.teacher)
-            loss = view_loss(problem, state, view)
-            touching = losses.neighbours(state.kept, problem.teacher.grid)
-            loss = loss + problem.config.tv * losses.total_variation(shown, touching)
+            seen = clean_view(shown, state.kept, state.canvas, problem.teacher)
+            loss = view_loss(problem, state, seen, shown, touching)
             (gradient,) = torch.autograd.grad(loss.sum(), shown)
         return gradient.abs().sum((2, 3, 4))
 
@@ -124,6 +124,13 @@ def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
     look = Look(problem.teacher, view, state.targets, problem.key, state.ids, state.age, pull)
     with problem.autocast(), uncompiled(problem.config):
         return SELECTIONS[problem.config.selection](look)
+
+
+def scores_by(problem: Problem, state: State, selection: str) -> Tensor:
+    """Scores (b, k) of the patches in work by the selection of that name, whatever the settings have."""
+    with torch.no_grad():
+        patches = problem.parametrisation.patches(state.parameters, state.kept)
+    return scores(replace(problem, config=replace(problem.config, selection=selection)), state, patches)
 
 
 def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
@@ -140,13 +147,13 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     finally:
         for parameter in state.parameters.values():
             parameter.requires_grad_(False)
-    still = early_stop.done(problem, state)
+    still = early_stop.done(problem, state) if problem.config.patience else None
     adam_step(state.parameters, state.moments, state.age, problem.config, still)
     for parameter in state.parameters.values():
         parameter.grad = None
     problem.parametrisation.project(state.parameters)
     state.age += 1
-    if problem.config.patience:
+    if still is not None:
         early_stop.note(problem, state, loss.detach(), still)
     return loss.detach().mean()
 
@@ -156,18 +163,17 @@ def objective(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     config, teacher = problem.config, problem.teacher
     patches = problem.parametrisation.patches(state.parameters, state.kept)
     view = random_view(patches, state.kept, state.canvas, teacher, config, problem.key, state.ids, state.age)
-    loss = view_loss(problem, state, view)
-    if config.tv:
-        loss = loss + config.tv * losses.total_variation(patches, touching)
-    return loss
+    return view_loss(problem, state, view, patches, touching)
 
 
-def view_loss(problem: Problem, state: State, view: View) -> Tensor:
-    """What the teacher says of a view (b,): classification and feature prior."""
+def view_loss(problem: Problem, state: State, view: View, patches: Tensor, touching: Neighbours) -> Tensor:
+    """The objective (b,) of `patches` (b, k, c, ph, pw) that the teacher sees as `view`."""
     config, teacher, dtype = problem.config, problem.teacher, view.patches.dtype
     with problem.autocast(), problem.listening() as seen:
         logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
     loss = losses.classification(logits.to(dtype), state.targets)
+    if config.tv:
+        loss = loss + config.tv * losses.total_variation(patches, touching)
     if problem.statistics is not None:
         layers = [layer.to(dtype) for layer in layers]
         loss = loss + config.statistics * losses.statistics_prior(layers, view.positions, teacher, problem.statistics)

@@ -36,7 +36,9 @@ def learning_rate(config: InversionConfig, age: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def adam_step(parameters: Parameters, moments: Moments, age: Tensor, config: InversionConfig, still: Tensor) -> None:
+def adam_step(
+    parameters: Parameters, moments: Moments, age: Tensor, config: InversionConfig, still: Tensor | None = None
+) -> None:
     """One step in place from `.grad` (Kingma and Ba, 2015, algorithm 1).
 
     `torch.optim.Adam` counts steps per tensor; here each image counts its own, so that
@@ -44,7 +46,9 @@ def adam_step(parameters: Parameters, moments: Moments, age: Tensor, config: Inv
     """
     beta1, beta2 = config.betas
     steps = (age + 1).double()  # a float to the power of an int64 tensor would be float32
-    scale = learning_rate(config, age) / (1 - beta1**steps) * ~still
+    scale = learning_rate(config, age) / (1 - beta1**steps)
+    if still is not None:
+        scale = scale * ~still
     correction = (1 - beta2**steps).sqrt()
     for name, parameter in parameters.items():
         gradient, first, second = parameter.grad, moments.first[name], moments.second[name]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.selections import best
 from smi_fed.inversion.teacher import adapt
 
 
 def last(scores: Tensor, count: int) -> Tensor:
     """Indices (b, count) of the lowest scores (b, k), ascending: those that go on."""
-    return scores.topk(count, dim=1, largest=False).indices.sort(dim=1).values
+    return best(-scores, count)
 
 
 def images_per_trajectory(config: InversionConfig, patches: int) -> int:

@@ -28,8 +28,8 @@ from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.tokens import is_token_model, to_patches
 
 LARGEST_IMAGE = 512
-LARGEST_GRID = {True: 64 * 64, False: 128 * 128}
-"""Patches of one image, of token models and of others; a small patch takes memory that no count of weights tells of."""
+LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
+"""Patches of one image, and of one of a token model; a small patch takes memory that no count of weights tells of."""
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -70,7 +70,8 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
         raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
     if max(shape.image_size) > LARGEST_IMAGE:
         raise BadReplyError(f"the model takes images of {shape.image_size} px, allowed: at most {LARGEST_IMAGE}")
-    if (size := grid_of(shape)) > (most := LARGEST_GRID[is_token_model(shape.backbone)]):
+    most = LARGEST_TOKEN_GRID if is_token_model(shape.backbone) else LARGEST_GRID
+    if (size := grid_of(shape)) > most:
         raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
     arrays = claim.arrays
     if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names

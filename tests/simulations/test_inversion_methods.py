@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simulations import inversion_methods, methods_report, why_random
-from simulations.inversion_methods import CONTROLS, METHODS, Study, budgeted
+from simulations.inversion_methods import CONTROLS, METHODS, Study
 from smi_fed.inversion import InversionConfig
 
 TINY = [
@@ -26,12 +26,12 @@ def line(method, seed=0, iterations=20, accuracy=0.5, data="digits", setting="on
 def test_every_method_has_settings_that_hold(tmp_path, name):
     settings = Study(0, "digits", "one", [], tmp_path).configured(METHODS[name].overrides)
     for iterations in (20, 40):
-        assert budgeted(settings.inversion, iterations).iterations == iterations
+        assert settings.inversion.scaled(iterations).iterations == iterations
 
 
 def test_stops_move_with_the_budget():
     config = InversionConfig.paper(iterations=40, schedule="5:0.5,10:0.5")
-    assert str(budgeted(config, 20).schedule) == "2:0.5,5:0.5"
+    assert str(config.scaled(20).schedule) == "2:0.5,5:0.5"
 
 
 @pytest.mark.parametrize("data", ["digits", "shapes"])
