@@ -236,6 +236,25 @@ def input_size(backbone: nn.Module, asked: int | Sequence[int] | None = None) ->
     return _pair(getattr(embed, "img_size", None) or asked or traits.get("img_size") or default)
 
 
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a classifier answers.
+
+    Args:
+        output: a tensor, or an object or mapping that holds one as `logits`, as Hugging
+            Face's models answer.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    kind = type(output).__name__
+    raise ValueError(f"model: got an output of type {kind}; allowed: a tensor of logits, or an output with .logits")
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of weights in the model."""
     return sum(p.numel() for p in model.parameters())
