@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from smi_fed.alignment import Aligned, align_targets
+from smi_fed.alignment import align_targets
 from smi_fed.checks import is_integer, require
 from smi_fed.data import ImageSet
 from smi_fed.distillation import (
@@ -22,7 +22,6 @@ from smi_fed.distillation import (
     ensemble_weights,
 )
 from smi_fed.inversion import (
-    FeatureStatistics,
     InversionConfig,
     InversionProgress,
     SparseImages,
@@ -32,54 +31,15 @@ from smi_fed.inversion import (
 )
 from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
+from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier
-from smi_fed.pool import Entry, start_from
+from smi_fed.pool import Entry, at_hand, start_from
 from smi_fed.progress import Bar, show_inversion
+from smi_fed.sparse_images import StoredImages
+from smi_fed.teachers import AnyTeacher, TrainedTeacher
 from smi_fed.training import predict
 
 log = logging.getLogger("smi_fed")
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedTeacher:
-    """A client's model on the server, after admission.
-
-    Attributes:
-        name: how the client is called in reports.
-        model: its classifier.
-        num_examples: that it claims to have trained on, capped.
-        label_counts: examples of each of its own classes, as it told them; None where it did not.
-        statistics: for the feature-statistics prior; None where the client did not send them.
-        classes: for each of its classes the index among the student's; None where they are the same.
-        num_classes: the student's; None where `classes` is.
-    """
-
-    name: str
-    model: Classifier
-    num_examples: int
-    label_counts: tuple[int, ...] | None = None
-    statistics: FeatureStatistics | None = None
-    classes: tuple[int, ...] | None = None
-    num_classes: int | None = None
-
-    @property
-    def aligned(self) -> Aligned:
-        """The model in the student's terms: any image size in, the student's classes out."""
-        own = self.model.spec.num_classes
-        return Aligned(self.model, self.classes or range(own), self.num_classes or own)
-
-    @property
-    def aligned_counts(self) -> tuple[float, ...]:
-        """Examples of each of the student's classes, `num_examples` together.
-
-        In the proportions that the client told; evenly over its classes where it told none.
-        """
-        own = self.model.spec.num_classes
-        told = self.label_counts or (1,) * own
-        counts = [0.0] * (self.num_classes or own)
-        for place, count in zip(self.classes or range(own), told, strict=True):
-            counts[place] = self.num_examples * count / max(1, sum(told))
-        return tuple(counts)
 
 
 @dataclass(frozen=True)
@@ -105,11 +65,21 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class InversionRecord:
-    """What the inversion of one teacher took: seconds, and FLOPs beside those of dense."""
+    """What the inversion of one teacher took and gave.
+
+    Attributes:
+        seconds: of this process.
+        flops: that were spent on it, before a restart too.
+        dense_flops: that dense inversion spends on as many images.
+        images: how many there are.
+        kept_fraction: mean share of patches that were optimised to the end.
+    """
 
     seconds: float
     flops: int
     dense_flops: int
+    images: int = 0
+    kept_fraction: float = 1.0
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -147,7 +117,7 @@ def own_priors(teacher: TrainedTeacher, config: InversionConfig) -> InversionCon
 
 def invert_teacher(
     teacher: TrainedTeacher,
-    number: int,
+    teacher_id: int,
     config: PipelineConfig,
     generator: torch.Generator,
     *,
@@ -161,6 +131,7 @@ def invert_teacher(
     gives several images (rebirth) as many are begun as it takes for `images_per_teacher`.
 
     Args:
+        teacher_id: stored with the images.
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
         clock: what the record's seconds are of.
@@ -170,7 +141,7 @@ def invert_teacher(
     warm = start_from(last, targets) if last is not None else None
     started, spent = clock(), dict[int, int]()
 
-    def show(now: InversionProgress) -> None:
+    def note(now: InversionProgress) -> None:
         spent.update(now.spent)
         show_inversion(bar, now)
 
@@ -182,37 +153,38 @@ def invert_teacher(
             generator=generator,
             statistics=teacher.statistics,
             warm=warm,
-            teacher_id=number,
+            teacher_id=teacher_id,
             checkpoint=checkpoint,
-            progress=show,
+            progress=note,
         ).select(slice(config.images_per_teacher))
     seconds = clock() - started
     dense = replace(inversion, schedule=StopSchedule(), adaptive=False)
-    dense_flops = len(images) * trajectory_flops(teacher.model, dense, teacher.statistics)
-    return images, InversionRecord(seconds, _flops(teacher, inversion, spent, len(targets)), dense_flops)
+    return images, InversionRecord(
+        seconds,
+        spent_flops(teacher.model, inversion, spent, len(targets), teacher.statistics),
+        len(images) * trajectory_flops(teacher.model, dense, teacher.statistics),
+        len(images),
+        images.kept_fraction,
+    )
 
 
-def _flops(teacher: TrainedTeacher, config: InversionConfig, spent: Mapping[int, int], targets: int) -> int:
-    if not spent:  # the checkpoint was of a finished inversion, and nothing was left to do
-        return targets * trajectory_flops(teacher.model, config, teacher.statistics)
-    return spent_flops(teacher.model, config, spent, targets, teacher.statistics)
-
-
-def weights_of(teachers: Sequence[TrainedTeacher], kind: str) -> Tensor:
+def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
     """Ensemble weights (teachers, classes or 1) of these teachers."""
     return ensemble_weights(kind, [t.num_examples for t in teachers], [t.aligned_counts for t in teachers])
 
 
 def distill_student(
     student: Classifier,
-    teachers: Sequence[TrainedTeacher],
-    images: Sequence[SparseImages],
+    teachers: Sequence[AnyTeacher],
+    images: Sequence[SparseImages | StoredImages],
     config: DistillationConfig,
     generator: torch.Generator,
     shares: Tensor | None = None,
     reused: Sequence[Entry] = (),
 ) -> DistillationRecord:
     """Teach `student` in place what all teachers say of all images, with a progress bar.
+
+    Of what is stored one teacher and one set of images is in memory at a time.
 
     Args:
         images: of each teacher, in the order of `teachers`; targets in its own classes.
@@ -222,13 +194,13 @@ def distill_student(
     Raises:
         ValueError: another number of sets than of teachers, or what `distill` refuses.
     """
-    sets = [align_targets(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
-    sets += [align_targets(entry.images, entry.classes) for entry in reused]
+    sets = [(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
+    sets += [(entry, entry.classes) for entry in reused]
     with Bar("distillation", config.steps, unit="step") as bar:
         return distill(
             student,
-            [teacher.aligned for teacher in teachers],
-            sets,
+            Lazily(teachers, lambda teacher: teacher.aligned),
+            Lazily(sets, lambda each: align_targets(at_hand(each[0]), each[1])),
             config,
             generator=generator,
             weights=weights_of(teachers, config.ensemble),
@@ -237,12 +209,12 @@ def distill_student(
         )
 
 
-def ensemble_accuracy(teachers: Sequence[TrainedTeacher], kind: str, test: ImageSet) -> float:
+def ensemble_accuracy(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet) -> float:
     """Accuracy of the ensemble as used in distilling, at temperature 1; in [0, 1]."""
     return float((ensemble_classes(teachers, kind, test.images) == test.labels).float().mean())
 
 
-def ensemble_classes(teachers: Sequence[TrainedTeacher], kind: str, images: Tensor) -> Tensor:
-    """The student's class (n,) that the ensemble names for each image."""
+def ensemble_classes(teachers: Sequence[AnyTeacher], kind: str, images: Tensor) -> Tensor:
+    """The student's class (n,) that the ensemble names for each image; one teacher is in memory at a time."""
     logits = [predict(teacher.aligned, images) for teacher in teachers]
     return ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.checks import is_integer, is_number, require
-from smi_fed.sparse_images import SparseImages
+from smi_fed.sparse_images import SparseImages, StoredImages
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,41 @@ class PoolConfig:
         require(isinstance(self.warm, bool), "warm", self.warm, "true | false")
 
 
+AnyImages = SparseImages | StoredImages
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """One client's images of one round.
 
     Attributes:
         client: whatever tells clients apart.
-        images: targets in the client's own classes.
-        classes: for each of them its index among the student's; None where they are the same.
+        source: the images; their targets are in the client's own classes.
+        count: the first of them that are used.
+        classes: for each of the client's classes its index among the student's; None where they are the same.
     """
 
     round: int
     client: str
-    images: SparseImages
+    source: AnyImages
+    count: int
     classes: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def images(self) -> SparseImages:
+        """The first `count` images, read each time where they are stored."""
+        found = at_hand(self.source)
+        return found if len(found) == self.count else found.select(slice(self.count))
+
+
+def at_hand(images: AnyImages | Entry) -> SparseImages:
+    """The images in memory."""
+    if isinstance(images, Entry):
+        return images.images
+    return images.load() if isinstance(images, StoredImages) else images
 
 
 @dataclass
@@ -57,26 +78,26 @@ class Pool:
 
     config: PoolConfig
     entries: list[Entry] = field(default_factory=list)
-    last: dict[str, SparseImages] = field(default_factory=dict)
+    last: dict[str, AnyImages] = field(default_factory=dict)
 
     def add(
         self,
         server_round: int,
         clients: Sequence[str],
-        images: Sequence[SparseImages],
+        images: Sequence[AnyImages],
         classes: Sequence[Sequence[int] | None] | None = None,
     ) -> None:
         """Take in a round; what is beyond the bound is dropped, oldest first. `classes` of each client: see `Entry`."""
-        rows = zip(clients, images, classes or [None] * len(images), strict=True)
-        fresh = [Entry(server_round, *row) for row in rows]
+        rows = list(zip(clients, images, classes or [None] * len(images), strict=True))
         if self.config.warm:
-            self.last.update({entry.client: entry.images for entry in fresh})
+            self.last.update({client: found for client, found, _ in rows})
+        fresh = [Entry(server_round, client, found, len(found), known) for client, found, known in rows]
         room, kept = self.config.images, []
         for entry in [*fresh, *self.entries]:
-            if room > 0:
-                part = entry.images if len(entry.images) <= room else entry.images.select(slice(room))
-                kept.append(replace(entry, images=part))
-                room -= len(part)
+            count = min(room, len(entry))
+            if count:
+                kept.append(replace(entry, count=count))
+            room -= count
         self.entries = kept
 
     def of(self, client: str | None = None) -> list[Entry]:
@@ -85,7 +106,7 @@ class Pool:
 
     def shares(self, server_round: int, fresh: int, client: str | None = None) -> Tensor:
         """How often each image is drawn in `server_round`, not normalised: `fresh` ones of this round, then `of`'s."""
-        old = [torch.full((len(e.images),), self.config.decay ** (server_round - e.round)) for e in self.of(client)]
+        old = [torch.full((len(e),), self.config.decay ** (server_round - e.round)) for e in self.of(client)]
         return torch.cat([torch.ones(fresh), *old]).double()
 
 

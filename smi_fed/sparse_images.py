@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -132,6 +133,26 @@ class SparseImages:
             return cls(patch_size=(ph, pw), **tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Sparse images in a file, read each time they are asked for.
+
+    Attributes:
+        path: what `SparseImages.save` wrote.
+        count: images in it.
+    """
+
+    path: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self) -> SparseImages:
+        """The images; raises as `SparseImages.load`."""
+        return SparseImages.load(self.path)
 
 
 def _problem(found: SparseImages) -> str | None:

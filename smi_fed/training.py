@@ -111,10 +111,13 @@ def _rate(config: TrainingConfig) -> Callable[[int], float]:
 
 def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
     """Each image (b, c, h, w) shifted cyclically by its own draw of at most `largest` pixels per axis."""
-    if not largest:
-        return images
-    shift = torch.randint(-largest, largest + 1, (2, len(images)), generator=generator)
-    return roll_images(images, shift.T.to(images.device))
+    shift = draw_shift(len(images), largest, generator)
+    return images if shift is None else roll_images(images, shift.to(images.device))
+
+
+def draw_shift(count: int, largest: int, generator: torch.Generator) -> Tensor | None:
+    """(count, 2) pixels per axis, each from -largest to largest; None, without a draw, where `largest` is 0."""
+    return torch.randint(-largest, largest + 1, (2, count), generator=generator).T if largest else None
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]

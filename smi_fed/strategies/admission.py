@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import median_low
 from typing import Any
 
@@ -22,9 +22,9 @@ from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
-from smi_fed.pipeline import TrainedTeacher
 from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_spec
 from smi_fed.strategies.records import BadReplyError, Claim
+from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
 
 LARGEST_IMAGE = 512
@@ -32,25 +32,6 @@ LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
 """Patches of one image, and of one of a token model; a small patch takes memory that no count of weights tells of."""
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of one reply."""
-
-    node: int
-    architecture: str = ""
-    num_examples: int = 0
-    train_loss: float = 0.0
-    metrics: Mapping[str, int | float] = field(default_factory=dict)
-    reason: str = ""
-    teacher: TrainedTeacher | None = field(default=None, repr=False)
-    reply: Any = field(default=None, repr=False)
-
-    @property
-    def admitted(self) -> bool:
-        """Whether a teacher came of it."""
-        return self.teacher is not None
 
 
 def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
@@ -239,7 +220,7 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
     return statistics
 
 
-def cap_claims(teachers: Sequence[TrainedTeacher], policy: AdmissionPolicy) -> list[TrainedTeacher]:
+def cap_claims(teachers: Sequence[StoredTeacher], policy: AdmissionPolicy) -> list[StoredTeacher]:
     """The same teachers with their claimed examples cut; what a client says of its proportions stays."""
     if not teachers:
         return []

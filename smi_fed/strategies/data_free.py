@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable
 from typing import Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from smi_fed.models import Classifier
 from smi_fed.strategies import records
-from smi_fed.strategies.admission import Verdict
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord
+from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_from_outside
 
 
@@ -51,11 +51,11 @@ class DataFreeDistillation(Strategy):
         )  # fmt: skip
         refuse_from_outside(DataFreeDistillation)
         self.strategy = strategy
-        self.core = Core(**options, inner=" around ".join(type(each).__name__ for each in layers(strategy)))  # type: ignore[misc]
+        self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._sent: list[Message] = []
-        self._resumed: list[Verdict] | None = None
+        self._judged: set[str] = set()
         self.done_before = len(self.core.rounds)
-        resumed = None if self.core.state is None else self.core.state.resume(strategy)
+        resumed = self.core.state.resume(strategy)
         self.initial_arrays = ArrayRecord(self.core.weights) if resumed is None else resumed
         self._arrays = self.initial_arrays
 
@@ -75,7 +75,7 @@ class DataFreeDistillation(Strategy):
 
     def summary(self) -> None:
         """Log the settings of both strategies."""
-        self.core.summary(type(self.strategy).__name__)
+        self.core.summary()
         self.strategy.summary()
 
     def configure_train(
@@ -83,16 +83,31 @@ class DataFreeDistillation(Strategy):
     ) -> Iterable[Message]:
         """The inner strategy's messages; the student starts this round from `arrays`.
 
-        Nobody is asked again in a round whose replies were all admitted before a crash.
+        Nobody is asked again in a round whose replies were all judged before a crash. A
+        `WatchingGrid` hands over each reply as it arrives.
         """
         server_round += self.done_before
         self._arrays = arrays.copy()
         self.core.student.load_state_dict(arrays.to_torch_state_dict())
-        self._sent = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._resumed = self.core.saved_verdicts(server_round)
-        if self._resumed is not None:
+        self._sent, self._judged = list(self.strategy.configure_train(server_round, arrays, config, grid)), set()
+        if self.core.begin(server_round):
             self._sent = []
+        if isinstance(grid, WatchingGrid):
+            grid.hand_over(self._arrived, self.core.invert_next)
         return self._sent
+
+    def _arrived(self, message: Message) -> Message:
+        """Judge a reply of this round at once, and keep no more of it than its envelope."""
+        asked = self._asked().get(message.metadata.reply_to_message_id)
+        if asked is None:  # an evaluation's
+            return message
+        envelope = _reply(message, RecordDict())
+        self._judge(asked, message, envelope)
+        return envelope
+
+    def _asked(self) -> dict[str, int]:
+        """Which node each question of this round was for."""
+        return {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -101,45 +116,60 @@ class DataFreeDistillation(Strategy):
 
         Raises:
             TooFewTeachersError: fewer than `min_teachers` were admitted.
+            UnsoundStudentError: the student is not finite after distillation or aggregation.
         """
         server_round += self.done_before
-        started = time.perf_counter()
-        verdicts = self.core.judge(self._answers(replies)) if self._resumed is None else self._resumed
-        record = self.core.learn(server_round, verdicts)
+        if self.core.round != server_round:
+            self.core.begin(server_round)
+        self._judge_all(replies)
+        record = self.core.distill()
         arrays, metrics = self.strategy.aggregate_train(server_round, self._project(record))
         aggregated = None if arrays is None else arrays.to_torch_state_dict()
-        improved = self.core.improve(record, aggregated, self._arrays.to_torch_state_dict())
+        improved, changed = self.core.refine(record, aggregated, self._arrays.to_torch_state_dict())
         if arrays is not None:
             arrays = ArrayRecord(improved)  # in the student's precision: FedAdam and others return doubles
-            if record.refined:
+            if changed:
                 self._follow(arrays)
-        self.core.close(record, started, self.strategy)
+        self.core.commit(record)
         return arrays, metrics
 
-    def _answers(self, replies: Iterable[Message]) -> list[Answer]:
-        """Every reply, and every question that got none, by the node that was asked."""
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
-        answers = []
+    def _judge_all(self, replies: Iterable[Message]) -> None:
+        """Every reply that did not come by `_arrived`, and every question that got none."""
+        asked = self._asked()
         for message in replies:
-            # A failure may come from the SuperLink in the node's place; the question tells whose it was.
-            node = asked.pop(message.metadata.reply_to_message_id, message.metadata.src_node_id)
-            if message.has_error():
-                failure = f"client failed: {message.error.reason} (code {message.error.code})"
-                answers.append(Answer(node, failure=failure))
-                continue
+            if message.metadata.reply_to_message_id not in self._judged:
+                # A failure may come from the SuperLink in the node's place; the question tells whose it was.
+                node = asked.get(message.metadata.reply_to_message_id, message.metadata.src_node_id)
+                self._judge(node, message, message)
+        for question, node in asked.items():
+            if question not in self._judged:
+                self.core.admit(Answer(node, failure="no reply in time"))
+
+    def _judge(self, node: int, message: Message, envelope: Message) -> None:
+        self._judged.add(message.metadata.reply_to_message_id)
+        if message.has_error():
+            answer = Answer(node, failure=f"client failed: {message.error.reason} (code {message.error.code})")
+        else:
             try:
-                answers.append(Answer(node, records.read_reply(message.content), reply=message))
+                answer = Answer(node, records.read_reply(message.content), reply=envelope)
             except records.BadReplyError as error:
-                answers.append(Answer(node, failure=str(error)))
-        return answers + [Answer(node, failure="no reply in time") for node in asked.values()]
+                answer = Answer(node, failure=str(error))
+        self.core.admit(answer)
 
     def _project(self, record: RoundRecord) -> list[Message]:
-        """One reply in the student's space per admitted teacher; each has arrays of its own."""
-        replies = []
+        """One reply in the student's space per admitted teacher; strategies may empty its records, not its arrays."""
+        replies, known, shared = [], None, dict[str, Array]()
         for each in projected(record, self._arrays.to_numpy_ndarrays(), self.strategy):
+            if each.arrays is not known:
+                known, shared = each.arrays, {key: Array(np.asarray(value)) for key, value in each.arrays.items()}
             verdict = each.verdict
-            content = records.projected_reply(each.arrays, each.num_examples, verdict.train_loss, each.metrics)
-            replies.append(_reply(verdict, content))
+            content = records.projected_reply(shared, each.num_examples, verdict.train_loss, each.metrics)
+            question = verdict.reply  # None where it came before a crash
+            replies.append(
+                Message(content=content, dst_node_id=verdict.node, message_type=MessageType.TRAIN)
+                if question is None
+                else _reply(question, content)
+            )
         return replies
 
     def _follow(self, arrays: ArrayRecord) -> None:
@@ -159,10 +189,10 @@ class DataFreeDistillation(Strategy):
         return self.strategy.aggregate_evaluate(server_round + self.done_before, replies)
 
 
-def _reply(verdict: Verdict, content: RecordDict) -> Message:
-    """The node's reply with other content; a copy, since the reply itself stays as it came."""
-    if verdict.reply is None:  # it came before a crash
-        return Message(content=content, dst_node_id=verdict.node, message_type=MessageType.TRAIN)
-    message = copy.copy(verdict.reply)
-    message.content = content
-    return message
+def _reply(message: Message, content: RecordDict) -> Message:
+    """A reply with other content; a copy, since the reply itself stays as it came. One with an error stays as it is."""
+    if message.has_error():
+        return message
+    other = copy.copy(message)
+    other.content = content
+    return other

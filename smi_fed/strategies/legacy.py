@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from typing import Any, Unpack
 
@@ -63,7 +62,7 @@ class LegacyDataFreeDistillation(Strategy):
         require(directory is None, "state_directory", directory, "None, only DataFreeDistillation resumes")
         refuse_from_outside(LegacyDataFreeDistillation, PRIVATE)
         self.strategy = strategy
-        self.core = Core(**options)  # type: ignore[misc]
+        self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._asked: dict[str, ClientProxy] = {}
         self._sent: NDArrays = [weight.numpy() for weight in self.core.weights.values()]
 
@@ -90,6 +89,7 @@ class LegacyDataFreeDistillation(Strategy):
         self.core.student.load_state_dict(self._named(self._sent))
         instructions = self.strategy.configure_fit(server_round, parameters, client_manager)
         self._asked = {client.cid: client for client, _ in instructions}
+        self.core.begin(server_round)
         return instructions
 
     def aggregate_fit(
@@ -100,37 +100,39 @@ class LegacyDataFreeDistillation(Strategy):
         Raises:
             TooFewTeachersError: fewer than `min_teachers` were admitted.
         """
-        started = time.perf_counter()
-        record = self.core.learn(server_round, self.core.judge(self._answers(results, failures)))
+        if self.core.round != server_round:
+            self.core.begin(server_round)
+        self._judge_all(results, failures)
+        record = self.core.distill()
         # Who does not accept failures shall see them; privacy would skip a round for a reply that is not counted.
         strict = any(not getattr(layer, "accept_failures", True) for layer in layers(self.strategy))
         parameters, metrics = self.strategy.aggregate_fit(
             server_round, self._project(record), failures if strict else []
         )
         aggregated = None if parameters is None else self._named(parameters_to_ndarrays(parameters))
-        improved = self.core.improve(record, aggregated, self._named(self._sent))
+        improved, changed = self.core.refine(record, aggregated, self._named(self._sent))
         if parameters is not None:
             parameters = ndarrays_to_parameters([weight.numpy() for weight in improved.values()])
-            if record.refined:
+            if changed:
                 self._follow(parameters)
-        self.core.close(record, started, self.strategy)
+        self.core.commit(record)
         return parameters, metrics
 
-    def _answers(self, results: Results, failures: Failures) -> list[Answer]:
+    def _judge_all(self, results: Results, failures: Failures) -> None:
         waiting = dict(self._asked)
-        answers = []
         for client, reply in results:
             waiting.pop(client.cid, None)
-            answers.append(self._answer(client, reply))
+            self.core.admit(self._answer(client, reply))
         for failure in failures:
             if isinstance(failure, tuple):
                 client, reply = failure
                 waiting.pop(client.cid, None)
-                answers.append(Answer(node_of(client), failure=f"client failed: {reply.status.message}"))
+                self.core.admit(Answer(node_of(client), failure=f"client failed: {reply.status.message}"))
         # An exception does not say whose it is; those who neither answered nor failed by name are told of together.
         causes = "; ".join(str(each) or type(each).__name__ for each in failures if isinstance(each, BaseException))
         missing = f"client failed: {causes}" if causes else "no reply in time"
-        return answers + [Answer(node_of(client), failure=missing) for client in waiting.values()]
+        for client in waiting.values():
+            self.core.admit(Answer(node_of(client), failure=missing))
 
     def _answer(self, client: ClientProxy, reply: FitRes) -> Answer:
         node = node_of(client)
@@ -143,11 +145,12 @@ class LegacyDataFreeDistillation(Strategy):
         return Answer(node, claim, reply=(client, reply))
 
     def _project(self, record: RoundRecord) -> Results:
-        results = []
+        results, known, parameters = [], None, Parameters([], "")
         for each in projected(record, self._sent, self.strategy):
+            if each.arrays is not known:
+                known, parameters = each.arrays, ndarrays_to_parameters(list(each.arrays.values()))
             client, reply = each.verdict.reply
             numbers: dict[str, Scalar] = {records.TRAIN_LOSS: each.verdict.train_loss, **each.metrics}
-            parameters = ndarrays_to_parameters(list(each.arrays.values()))
             results.append((client, FitRes(reply.status, parameters, each.num_examples, numbers)))
         return results
 

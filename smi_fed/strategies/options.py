@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -31,8 +31,11 @@ class Options(TypedDict, total=False):
     seed: of targets, inversion and distillation.
     device: where inversion and distillation run.
     image_directory: where each teacher's images are written as soon as they are done; None
-        keeps them in memory only.
-    state_directory: where the run keeps what a killed server goes on from; None keeps nothing.
+        is within `state_directory`.
+    state_directory: where the run keeps models, and what a killed server goes on from; None is a
+        temporary directory.
+    identity: what else decides the student, by name as text (data, say, or what clients are told): a
+        run that goes on has to agree in it.
     on_round: called with the finished `RoundRecord`.
     """
 
@@ -47,4 +50,5 @@ class Options(TypedDict, total=False):
     device: torch.device | str
     image_directory: Path | None
     state_directory: Path | None
+    identity: Mapping[str, str] | None
     on_round: Callable[[RoundRecord], None] | None

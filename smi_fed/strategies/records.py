@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
@@ -206,9 +205,8 @@ def read_reply(content: RecordDict) -> Claim:
 
 
 def projected_reply(
-    arrays: Mapping[str, NDArray[Any]], num_examples: int, train_loss: float, metrics: Mapping[str, int | float]
+    arrays: Mapping[str, Array], num_examples: int, train_loss: float, metrics: Mapping[str, int | float]
 ) -> RecordDict:
     """A reply in the student's space, as every built-in strategy expects it."""
-    record = ArrayRecord({key: Array(np.array(value, copy=True)) for key, value in arrays.items()})
     numbers = {**metrics, NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
-    return RecordDict({ARRAYS: record, METRICS: MetricRecord(numbers)})  # type: ignore[arg-type]
+    return RecordDict({ARRAYS: ArrayRecord(dict(arrays)), METRICS: MetricRecord(numbers)})  # type: ignore[arg-type]

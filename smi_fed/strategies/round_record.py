@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from smi_fed.distillation import DistillationRecord
-from smi_fed.inversion import SparseImages
+from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec
-from smi_fed.pipeline import InversionRecord, TrainedTeacher
-from smi_fed.strategies.admission import Verdict
+from smi_fed.pipeline import InversionRecord
+from smi_fed.sparse_images import SparseImages, StoredImages
 from smi_fed.strategies.records import Claim
+from smi_fed.teachers import StoredTeacher
 
 Weights = dict[str, Tensor]
 
@@ -22,30 +23,82 @@ class TooFewTeachersError(RuntimeError):
     """Fewer teachers were admitted than the run needs; the message lists every refusal."""
 
 
+class UnsoundStudentError(FloatingPointError):
+    """A student whose weights or answers are not finite; it is not written and not sent."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one node in a round: of its reply, and of what was made of it.
+
+    Attributes:
+        reason: why it is no teacher; empty where it is one.
+        teacher: its model, on disk.
+        images: its synthetic images; None until it was inverted.
+        inversion: what they took.
+        reply: what the node sent, without its arrays.
+    """
+
+    node: int
+    architecture: str = ""
+    num_examples: int = 0
+    train_loss: float = 0.0
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    reason: str = ""
+    teacher: StoredTeacher | None = field(default=None, repr=False)
+    images: StoredImages | None = field(default=None, repr=False)
+    inversion: InversionRecord | None = None
+    reply: Any = field(default=None, repr=False)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether a teacher came of it."""
+        return self.teacher is not None
+
+
 @dataclass
 class RoundRecord:
-    """What one round did, for reports.
+    """What one round did, for reports. Models and images are on disk; models only until the next round is over.
 
     Attributes:
         projections: weights in the student's space, one per teacher, as the inner strategy gets them.
         reused: images of earlier rounds that were distilled from again.
         refined: whether the student was distilled after aggregation.
+        seconds: of the server's work, without waiting for clients.
     """
 
     round: int
     verdicts: list[Verdict] = field(default_factory=list)
-    images: list[SparseImages] = field(default_factory=list)
-    inversions: list[InversionRecord] = field(default_factory=list)
     distillation: DistillationRecord = field(default_factory=DistillationRecord)
-    projections: list[Weights] = field(default_factory=list, repr=False)
+    projections: Sequence[Weights] = field(default_factory=list, repr=False)
     reused: int = 0
     refined: bool = False
     seconds: float = 0.0
 
     @property
-    def teachers(self) -> list[TrainedTeacher]:
+    def admitted(self) -> list[Verdict]:
+        """The verdicts on the teachers."""
+        return [verdict for verdict in self.verdicts if verdict.admitted]
+
+    @property
+    def teachers(self) -> list[StoredTeacher]:
         """The admitted teachers, in the order of `images` and `inversions`."""
         return [verdict.teacher for verdict in self.verdicts if verdict.teacher is not None]
+
+    @property
+    def stored(self) -> list[StoredImages]:
+        """Where each teacher's images are."""
+        return [verdict.images for verdict in self.verdicts if verdict.images is not None]
+
+    @property
+    def images(self) -> Sequence[SparseImages]:
+        """Each teacher's images, read when they are asked for."""
+        return Lazily(self.stored, StoredImages.load)
+
+    @property
+    def inversions(self) -> list[InversionRecord]:
+        """What each teacher's inversion took."""
+        return [verdict.inversion for verdict in self.verdicts if verdict.inversion is not None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A grid that shows how many replies have arrived."""
+"""A grid that hands on each reply as it arrives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smi_fed.progress import Bar
 
 
 class WatchingGrid(Grid):
-    """Passes everything on to another grid; waiting for replies has a progress bar.
+    """Passes everything on to another grid; waiting for replies has a progress bar and can be used for work.
 
     Args:
         grid: the grid that Flower handed to the ServerApp.
@@ -23,26 +23,49 @@ class WatchingGrid(Grid):
 
     def __init__(self, grid: Grid, on_reply: Callable[[Message], None] | None = None, interval: float = 0.5) -> None:
         self.grid, self.on_reply, self.interval = grid, on_reply, interval
+        self.hand_over(lambda message: message, lambda: False)
+
+    def hand_over(self, take: Callable[[Message], Message], idle: Callable[[], bool]) -> None:
+        """What `DataFreeDistillation` asks for, to judge replies as they come and to invert while others still train.
+
+        Args:
+            take: gets each reply as it arrives, and gives what is kept of it.
+            idle: called while no reply is there; returns whether there was anything to do.
+        """
+        self.take, self.idle = take, idle
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull until all have answered or `timeout` seconds have passed; None waits for ever."""
+        """Push, then pull one by one until all have answered or `timeout` seconds have passed; None waits for ever.
+
+        Replies that came in time while `idle` was busy are still taken.
+        """
         messages = list(messages)
         if not messages:
             return []
-        waiting = {each for each in self.grid.push_messages(messages) if each}
-        total, replies = len(messages), []
+        kind, total = messages[0].metadata.message_type, len(messages)
+        waiting = [each for each in self.grid.push_messages(messages) if each]
+        replies: list[Message] = []
         deadline = None if timeout is None else time.monotonic() + timeout
-        with Bar(f"waiting for {messages[0].metadata.message_type} replies", total, unit="reply") as bar:
-            while waiting and (deadline is None or time.monotonic() < deadline):
-                for message in self.grid.pull_messages(waiting):
-                    waiting.discard(message.metadata.reply_to_message_id)
-                    replies.append(message)
-                    if self.on_reply is not None:
-                        self.on_reply(message)
-                bar.at(len(replies))
-                if waiting:
+        with Bar(f"waiting for {kind} replies", total, unit="reply") as bar:
+            while waiting:
+                late = deadline is not None and time.monotonic() >= deadline
+                arrived = [each for each in waiting if self._take(each, replies, bar)]
+                waiting = [each for each in waiting if each not in arrived]
+                if late:
+                    break
+                if waiting and not arrived and not self.idle():
                     time.sleep(self.interval)
         return replies
+
+    def _take(self, asked: str, replies: list[Message], bar: Bar) -> bool:
+        """Pull the reply to one message; whether it was there."""
+        for message in self.grid.pull_messages([asked]):
+            if self.on_reply is not None:
+                self.on_reply(message)
+            replies.append(self.take(message))
+            bar.at(len(replies))
+            return True
+        return False
 
     def set_run(self, *args: Any, **kwargs: Any) -> None:
         """The other grid's."""

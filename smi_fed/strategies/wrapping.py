@@ -24,8 +24,7 @@ from flwr.supercore.differential_privacy import (
 from numpy.typing import NDArray
 
 from smi_fed.checks import SettingError, require_choice
-from smi_fed.strategies.admission import Verdict
-from smi_fed.strategies.round_record import RoundRecord, common_metrics
+from smi_fed.strategies.round_record import RoundRecord, Verdict, common_metrics
 
 PROJECTIONS = ("ensemble", "per_teacher")
 
@@ -155,10 +154,14 @@ def projected(record: RoundRecord, sent: list[NDArray[Any]], strategy: Any) -> I
         sent: arrays of the global student, in its order.
         strategy: the inner one.
     """
-    admitted = [verdict for verdict in record.verdicts if verdict.admitted]
     private = any(is_private(layer) for layer in layers(strategy))
-    for verdict, weights, metrics in zip(admitted, record.projections, common_metrics(admitted), strict=True):
+    rows = zip(record.admitted, record.projections, common_metrics(record.verdicts), strict=True)
+    weights, arrays = None, dict[str, NDArray[Any]]()
+    for verdict, now, metrics in rows:
         assert verdict.teacher is not None
-        arrays, more = clipped([weight.numpy() for weight in weights.values()], sent, strategy)
+        if now is not weights:  # where all have the ensemble's student it is in memory once
+            weights, arrays = now, {key: weight.numpy() for key, weight in now.items()}
+        own, more = clipped(list(arrays.values()), sent, strategy)
+        same = all(a is b for a, b in zip(own, arrays.values(), strict=True))
         examples = 1 if private else verdict.teacher.num_examples
-        yield Projected(verdict, dict(zip(weights, arrays, strict=True)), examples, {**metrics, **more})
+        yield Projected(verdict, arrays if same else dict(zip(arrays, own, strict=True)), examples, {**metrics, **more})

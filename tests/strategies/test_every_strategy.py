@@ -108,15 +108,15 @@ def run(inner, good=5, num_rounds=2, ask=client, places=None, **options):
     """(wrapper, what each round did) of a whole run by Flower's own `start`."""
     rounds = []
     wrapped = DataFreeDistillation(watched(inner, rounds), **{"student": STUDENT, "pipeline": PIPELINE, **options})
-    learn = wrapped.core.learn
+    distill = wrapped.core.distill
 
-    def learn_and_tell(server_round, verdicts):
-        record = learn(server_round, verdicts)
+    def distill_and_tell():
+        record = distill()
         rounds[-1].names = [teacher.name for teacher in record.teachers]
         rounds[-1].projected = np.stack([flat(each) for each in record.projections])
         return record
 
-    wrapped.core.learn = learn_and_tell
+    wrapped.core.distill = distill_and_tell
 
     def evaluate(server_round, arrays):
         if server_round:

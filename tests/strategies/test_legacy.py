@@ -121,7 +121,7 @@ def test_statistics_and_counts_arrive():
     known = feature_statistics(small_vit(**ARCHITECTURES[0].kwargs), [torch.rand(8, 3, 16, 16)])
     strategy = wrapped()
     one_round(strategy, clients(c0={"statistics": known}))
-    teacher = strategy.rounds[0].teachers[0]
+    teacher = strategy.rounds[0].teachers[0].load()
     assert teacher.label_counts == (2,) * 5
     assert all(torch.equal(a, b) for a, b in zip(teacher.statistics.mean, known.mean, strict=True))
 

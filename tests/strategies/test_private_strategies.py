@@ -17,12 +17,13 @@ pytestmark = pytest.mark.usefixtures("quick")
 CLIENTS = 3
 SAMPLED = CLIENTS + 2  # with the one that fails and the one that is refused
 QUANTILE, RATE = 0.4, 0.3
+EACH = {"projection": "per_teacher", "seed": 2}  # a seed whose updates differ in norm
 
 
 @cache
 def first_norms():
     """Norms of the first round's updates, which depend neither on the strategy nor on its clipping."""
-    _, (now,) = run(flower.FedAvg(**SAMPLING), CLIENTS, num_rounds=1, projection="per_teacher")
+    _, (now,) = run(flower.FedAvg(**SAMPLING), CLIENTS, num_rounds=1, **EACH)
     return np.sort(np.linalg.norm(now.projected - now.sent, axis=1))
 
 
@@ -64,7 +65,7 @@ def check_round(now, norm, side):
 @pytest.mark.parametrize("side", ["Server", "Client"])
 def test_fixed_clipping_is_of_each_projected_update(side, what):
     norm = norm_that_cuts(what)
-    wrapped, rounds = run(fixed(side, norm), CLIENTS, projection="per_teacher")
+    wrapped, rounds = run(fixed(side, norm), CLIENTS, **EACH)
     assert len(rounds) == 2
     cuts = [check_round(now, norm, side).sum() for now in rounds]
     assert (cuts[0] == CLIENTS, cuts[0] == 0) == (what == "all", what == "none")
@@ -78,7 +79,7 @@ def test_fixed_clipping_is_of_each_projected_update(side, what):
 def test_adaptive_clipping_moves_its_norm_by_the_share_that_was_cut(side, what):
     norm = norm_that_cuts(what)
     strategy = adaptive(side, norm)  # no noise on the count either: the next norm is exact
-    _, rounds = run(strategy, CLIENTS, projection="per_teacher")
+    _, rounds = run(strategy, CLIENTS, **EACH)
     assert len(rounds) == 2
     for now in rounds:
         cut = check_round(now, norm, side)
@@ -92,7 +93,7 @@ def test_adaptive_clipping_moves_its_norm_by_the_share_that_was_cut(side, what):
 def test_noise_is_added_once_and_as_large_as_flower_measures_it(side):
     norm, noise = norm_that_cuts("all"), 50.0
     np.random.seed(0)  # noqa: NPY002  (Flower draws from the global state)
-    _, (now,) = run(fixed(side, norm, noise), CLIENTS, num_rounds=1, projection="per_teacher")
+    _, (now,) = run(fixed(side, norm, noise), CLIENTS, num_rounds=1, **EACH)
     clean = by_hand.weighted_mean(by_hand.clip(now.sent, now.projected, norm)[0], now.examples)
     added = now.returned - clean
     assert float(added.std()) == pytest.approx(noise * norm / SAMPLED, rel=0.05)
@@ -102,9 +103,9 @@ def test_noise_is_added_once_and_as_large_as_flower_measures_it(side):
 @pytest.mark.parametrize("side", ["Server", "Client"])
 def test_one_client_moves_the_clipped_mean_by_no_more_than_its_share(side):
     norm = norm_that_cuts("all")
-    _, (everyone,) = run(fixed(side, norm), CLIENTS, num_rounds=1, projection="per_teacher")
+    _, (everyone,) = run(fixed(side, norm), CLIENTS, num_rounds=1, **EACH)
     fewer = {node: place for node, place in nodes(CLIENTS).items() if place["partition-id"] != 2}
-    _, (rest,) = run(fixed(side, norm), num_rounds=1, projection="per_teacher", places=fewer)
+    _, (rest,) = run(fixed(side, norm), num_rounds=1, **EACH, places=fewer)
     share = everyone.examples[2] / everyone.examples.sum()
     assert np.linalg.norm(everyone.returned - rest.returned) <= 2 * norm * share * (1 + 1e-4)
 
@@ -113,7 +114,7 @@ def test_one_client_moves_the_clipped_mean_by_no_more_than_its_share(side):
 def test_clipping_goes_with_another_strategy_inside(side):
     norm, momentum = norm_that_cuts("all"), by_hand.Momentum(0.9)
     inner = fixed(side, norm, inner=lambda **options: flower.FedAvgM(server_momentum=0.9, **options))
-    _, rounds = run(inner, CLIENTS, projection="per_teacher")
+    _, rounds = run(inner, CLIENTS, **EACH)
     for now in rounds:
         expected = momentum(now.sent, by_hand.clip(now.sent, now.projected, norm)[0], now.examples)
         np.testing.assert_allclose(now.result, expected, rtol=1e-4, atol=2e-6)

@@ -9,8 +9,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from smi_fed.files import FileFormatError
 from smi_fed.pool import PoolConfig
-from smi_fed.strategies import DataFreeDistillation, core
-from smi_fed.strategies.run_state import recall, remember
+from smi_fed.strategies import DataFreeDistillation, arrivals, core
+from smi_fed.strategies.memory import recall, remember
 from tests.models import small_spec
 from tests.strategies.grid import InProcessGrid
 from tests.strategies.test_data_free import NODES, PIPELINE, bad_client, client
@@ -58,8 +58,8 @@ def after(calls, function):
 
 STAGES = {
     "waiting": lambda patch: None,
-    "first inversion": lambda patch: patch.setattr(core, "invert_teacher", after(1, core.invert_teacher)),
-    "inversion of round 2": lambda patch: patch.setattr(core, "invert_teacher", after(5, core.invert_teacher)),
+    "first inversion": lambda patch: patch.setattr(arrivals, "invert_teacher", after(1, arrivals.invert_teacher)),
+    "inversion of round 2": lambda patch: patch.setattr(arrivals, "invert_teacher", after(5, arrivals.invert_teacher)),
     "distilling": lambda patch: patch.setattr(core, "distill_student", after(2, core.distill_student)),
     "aggregating": lambda patch: patch.setattr(FedAvg, "aggregate_train", after(2, FedAvg.aggregate_train)),
     "closing": lambda patch: patch.setattr(core.RunState, "close", after(2, core.RunState.close)),
@@ -104,7 +104,7 @@ def test_the_inner_strategys_memory_comes_back(tmp_path, name):
 
 def test_who_replied_before_the_crash_is_not_asked_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(core, "invert_teacher", after(2, core.invert_teacher))
+        patch.setattr(arrivals, "invert_teacher", after(2, arrivals.invert_teacher))
         with pytest.raises(KilledError):
             run(tmp_path, bad_client)
     asked = []

@@ -1,0 +1,96 @@
+"""What several teachers say together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from smi_fed.alignment import resize
+from smi_fed.checks import require_choice
+from smi_fed.distillation.config import ENSEMBLES
+from smi_fed.models import Classifier, logits_of
+from smi_fed.training import evaluating
+
+
+def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Sequence[Sequence[float] | None]) -> Tensor:
+    """Weight of each teacher for each class.
+
+    Args:
+        kind: uniform | examples (by the client's examples) | class (by its examples of that class).
+        num_examples: per teacher.
+        label_counts: per teacher, examples of each class; needed for `class`.
+
+    Returns:
+        (teachers, classes) or (teachers, 1) float32; every column sums to 1. A class that
+        nobody has seen is weighted evenly.
+
+    Raises:
+        ValueError: an unknown kind, negative counts, or `class` without every teacher's counts.
+    """
+    require_choice("ensemble", kind, ENSEMBLES)
+    if kind == "class":
+        if any(counts is None for counts in label_counts):
+            raise ValueError(
+                "ensemble: got 'class' but not every client sent label counts, allowed: uniform | examples"
+            )
+        weights = torch.tensor([list(counts or ()) for counts in label_counts], dtype=torch.float32)
+    else:
+        values = [1.0] * len(num_examples) if kind == "uniform" else [float(n) for n in num_examples]
+        weights = torch.tensor(values)[:, None]
+    if bool((weights < 0).any()):
+        raise ValueError("ensemble: got negative counts, allowed: counts >= 0")
+    total = weights.sum(0)
+    return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / len(weights))
+
+
+def ensemble_probabilities(logits: Sequence[Tensor], weights: Tensor, temperature: float = 1.0) -> Tensor:
+    """Weighted mean (b, classes) of the teachers' softened probabilities, normalised again.
+
+    With weights per class this is FedDF's average logits' cousin for skewed clients: a
+    teacher is heard on a class as far as it has seen it.
+    """
+    heard = [_heard(each, weight, temperature) for each, weight in zip(logits, weights, strict=True)]
+    return functools.reduce(torch.logaddexp, heard).softmax(-1)
+
+
+def _heard(logits: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """Logarithm of one teacher's share (b, classes) in the ensemble."""
+    return (logits / temperature).log_softmax(-1) + weight.to(logits).log()
+
+
+@torch.no_grad()
+def ensemble_answers(
+    teachers: Iterable[nn.Module], views: Sequence[Tensor], weights: Tensor, temperature: float
+) -> list[Tensor]:
+    """`ensemble_probabilities` (b, classes) of each view (b, c, h, w).
+
+    The teachers answer in turn: one of them is needed at a time, and nothing grows with their number.
+
+    Raises:
+        ValueError: teachers of different numbers of classes, or weights for another number.
+    """
+    total: list[Tensor] = []
+    for number, (teacher, weight) in enumerate(zip(teachers, weights, strict=True)):
+        with evaluating(teacher):
+            own = [_heard(answer(teacher, view), weight, temperature) for view in views]
+        total = total or own
+        if own[0].shape != total[0].shape:
+            counts = own[0].shape[1], total[0].shape[1]
+            raise ValueError(
+                f"teachers: got {counts[0]} classes in number {number} and {counts[1]} before it, allowed: the same "
+                "classes; smi_fed.alignment.Aligned puts a teacher's into a student's"
+            )
+        if number:
+            total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)]
+        del teacher  # before the next one is loaded
+    return [each.softmax(-1) for each in total]
+
+
+def answer(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Logits (b, classes) in the images' dtype; the teacher is shown them in its own dtype and at its own size."""
+    dtype = next((weight.dtype for weight in teacher.parameters() if weight.is_floating_point()), images.dtype)
+    shown = resize(images, teacher.image_size) if isinstance(teacher, Classifier) else images
+    return logits_of(teacher(shown.to(dtype))).to(images.dtype)

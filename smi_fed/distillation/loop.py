@@ -1,0 +1,132 @@
+"""A student taught by several teachers on synthetic images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from smi_fed.distillation.config import DistillationConfig, DistillationRecord
+from smi_fed.distillation.ensembles import ensemble_answers
+from smi_fed.distillation.shown import Shown
+from smi_fed.distillation.views import draw, show
+from smi_fed.models import Classifier, logits_of
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import Optimiser, evaluating
+
+BLOCK_BYTES, BLOCK_STEPS = 2**28, 100
+"""Views of at most so many bytes, and of at most so many steps, are shown to one teacher after the other at a time."""
+
+
+def distill(
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    images: SparseImages | Sequence[SparseImages],
+    config: DistillationConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
+    shares: Tensor | None = None,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> DistillationRecord:
+    """Teach `student`, in place and on its own device, what the teachers say of the images.
+
+    Minimises T^2 KL(ensemble || student) at temperature T (Hinton et al., 2015) over
+    shifted and mixed synthetic images, and `config.relabel` times the same for each patch
+    token and its label. The student is left in evaluation mode; teachers are left as they were.
+
+    Teachers answer ahead of the student, for a block of steps one after the other, and images are
+    read for a block at a time. A sequence that loads a teacher or a set when it is asked for
+    (`smi_fed.lazy.Lazily`) is in memory one item at a time.
+
+    Args:
+        teachers: modules that take images in [0, 1] and answer with logits, or with an output that
+            has `.logits`; a `Classifier` is shown them at its own size, each in its own dtype.
+        images: one set or several (of different patch and image size; they are shown at the student's);
+            for relabelling their targets are the student's classes.
+        generator: source of every random choice; a fresh seed of 0 when None.
+        weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
+            whatever `config.ensemble` says: only the caller knows what clients told of their data.
+        shares: (images,) how often each image is drawn, not normalised; None is evenly.
+        progress: called with (steps done, loss tensor) after every step.
+
+    Raises:
+        ValueError: before the student is changed, for no teachers, no images, weights or shares of
+            another shape, a student among its teachers, other classes than the teachers' or fewer
+            than two, or `tokens` other than all for a student without tokens; for relabelling what
+            `smi_fed.relabelling.Relabelling` refuses.
+    """
+    config = config or DistillationConfig()
+    generator = generator or torch.Generator().manual_seed(0)
+    sets = [images] if isinstance(images, SparseImages) else images
+    device = next(student.parameters()).device
+    sizes = [len(each) for each in sets]
+    weights = _checked_weights(weights, len(teachers), sum(sizes), shares).to(device)
+    first = sets[0].images.shape
+    size = student.image_size if isinstance(student, Classifier) else (first[2], first[3])
+    shown = Shown(student, sets, config, size, device)
+    optimiser = Optimiser(student, config)
+    started, losses = time.perf_counter(), []
+    for steps in _blocks(config, first[1] * size[0] * size[1]):
+        draws = [draw(config, sum(sizes), shares, generator) for _ in steps]
+        views = show(sets, sizes, draws, size, device)
+        answers = ensemble_answers(_others(student, teachers), views, weights, config.temperature)
+        _check_classes(student, answers[0], views[0])
+        student.train()
+        try:
+            for step, drawn, view, wanted in zip(steps, draws, views, answers, strict=True):
+                loss = shown.loss(view, drawn, wanted)
+                optimiser.step(loss)
+                losses.append(loss.detach())
+                if progress is not None:
+                    progress(step + 1, losses[-1])
+        finally:
+            student.eval()
+    return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
+
+
+def _blocks(config: DistillationConfig, numbers: int) -> list[range]:
+    """All steps in blocks, each of at least one; `numbers` are those of one image."""
+    length = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * numbers * config.batch_size)))
+    return [range(i, min(i + length, config.steps)) for i in range(0, config.steps, length)]
+
+
+def _checked_weights(weights: Tensor | None, teachers: int, images: int, shares: Tensor | None) -> Tensor:
+    if not teachers or not images:
+        raise ValueError(f"distill: got {teachers} teachers and {images} images, need both")
+    if shares is not None and tuple(shares.shape) != (images,):
+        raise ValueError(f"shares: got shape {tuple(shares.shape)}, allowed: ({images},), one for each image")
+    if weights is None:
+        return torch.full((teachers, 1), 1 / teachers)
+    if weights.ndim != 2 or len(weights) != teachers:
+        raise ValueError(
+            f"weights: got shape {tuple(weights.shape)}, allowed: ({teachers}, classes) or ({teachers}, 1), "
+            "one row for each teacher"
+        )
+    return weights
+
+
+def _others(student: nn.Module, teachers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The teachers one by one, none of which may share weights with the student."""
+    own = {id(weight) for weight in student.parameters()}
+    for number, teacher in enumerate(teachers):
+        if any(id(weight) in own for weight in teacher.parameters()):
+            raise ValueError(f"teachers: got the student itself as number {number}, allowed: a copy (copy.deepcopy)")
+        yield teacher
+        del teacher  # before the next one is loaded
+
+
+def _check_classes(student: nn.Module, wanted: Tensor, view: Tensor) -> None:
+    """Refuse answers that would broadcast over the student's classes, or that teach nothing."""
+    if isinstance(student, Classifier):
+        classes = student.spec.num_classes
+    else:
+        with evaluating(student), torch.no_grad():
+            classes = logits_of(student(view[:1])).shape[1]
+    if wanted.shape[1] != classes or classes < 2:
+        raise ValueError(
+            f"teachers: got {wanted.shape[1]} classes for a student of {classes}, allowed: the same classes, at least "
+            "2 (softmax over one class always says 1); smi_fed.alignment.Aligned puts a teacher's into the student's"
+        )

@@ -1,0 +1,92 @@
+"""The student's side of a step: which tokens it is shown, and its loss on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smi_fed import tokens
+from smi_fed.alignment import resize
+from smi_fed.distillation.config import DistillationConfig
+from smi_fed.distillation.views import Draw, blend
+from smi_fed.models import Classifier, logits_of
+from smi_fed.relabelling import Relabelling, relabelled, require_patch_tokens
+from smi_fed.sparse_images import SparseImages
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(wanted || softmax(logits / T)), mean over the batch (scalar)."""
+    return temperature**2 * F.kl_div((logits / temperature).log_softmax(-1), wanted, reduction="batchmean")
+
+
+class Shown:
+    """The student's view: all tokens, or those over the patches that inversion kept; and its loss on them."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        sets: Sequence[SparseImages],
+        config: DistillationConfig,
+        size: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.student, self.config, self.mode = student, config, config.tokens
+        self.relabelling = _relabelling(student, sets, config.relabel, size, device) if config.relabel else None
+        if self.mode == "all":
+            return
+        backbone = student.backbone if isinstance(student, Classifier) else None
+        if not isinstance(student, Classifier) or backbone is None or not tokens.is_token_model(backbone):
+            raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
+        self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
+        self.kept = shown_tokens(sets, self.patch_size, student.image_size).to(device)
+
+    def loss(self, batch: Tensor, drawn: Draw, wanted: Tensor) -> Tensor:
+        """Of `batch`, what `drawn` shows, against the ensemble's `wanted` (b, classes)."""
+        temperature = self.config.temperature
+        if self.relabelling is None:
+            return distillation_loss(self.logits(batch, drawn), wanted, temperature)
+        logits, of_tokens = self.relabelling.logits(batch)
+        rows = drawn.rows.to(batch.device)
+        labels = relabelled(blend(self.relabelling.told(rows), drawn.partners), wanted)
+        each = distillation_loss(of_tokens.flatten(0, 1), labels.flatten(0, 1), temperature)
+        return distillation_loss(logits, wanted, temperature) + self.config.relabel * each
+
+    def logits(self, batch: Tensor, drawn: Draw) -> Tensor:
+        """Of the tokens that `drawn` shows (b, classes)."""
+        student = self.student
+        if drawn.everything:
+            return logits_of(student(batch))
+        assert isinstance(student, Classifier)
+        patches = tokens.to_patches((batch - student.mean) / student.std, self.patch_size)
+        kept = self.kept[drawn.rows.to(batch.device)]
+        return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
+
+
+def _relabelling(
+    student: nn.Module, sets: Sequence[SparseImages], weight: float, size: tuple[int, int], device: torch.device
+) -> Relabelling:
+    patch_size = require_patch_tokens(student, weight)
+    return Relabelling(student, sets, torch.cat([coverage(each, patch_size, size) for each in sets]).to(device))
+
+
+def shown_tokens(
+    sets: Sequence[SparseImages], patch_size: tuple[int, int], size: tuple[int, int] | None = None
+) -> Tensor:
+    """Ascending indices (images, k) of the patches that lie most under kept ones.
+
+    One k for all, so that they share a batch: the mean number kept, rounded up.
+    """
+    cover = torch.cat([coverage(each, patch_size, size) for each in sets])
+    count = math.ceil(float(cover.sum(dtype=torch.float64)) / len(cover) - 1e-4)  # shares of a third are not exact
+    return cover.topk(max(1, count), dim=1).indices.sort(dim=1).values
+
+
+def coverage(images: SparseImages, patch_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
+    """Share (b, n) of each patch of another grid that lies under kept patches, with the images shown at `size`."""
+    ph, pw = images.patch_size
+    pixels = images.mask.float().repeat_interleave(ph, 1).repeat_interleave(pw, 2)
+    return F.avg_pool2d(pixels[:, None] if size is None else resize(pixels[:, None], size), patch_size).flatten(1)

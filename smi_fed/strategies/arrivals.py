@@ -1,0 +1,175 @@
+"""What comes of the nodes that were asked in a round: replies are judged, admitted models inverted."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from smi_fed.files import FileFormatError
+from smi_fed.inversion import DivergedError
+from smi_fed.pipeline import PipelineConfig, invert_teacher, seeded
+from smi_fed.pool import Pool, at_hand
+from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, cap_claims
+from smi_fed.strategies.records import BadReplyError
+from smi_fed.strategies.round_record import Answer, TooFewTeachersError, Verdict, describe
+from smi_fed.strategies.run_state import RunState, client_number, file_name
+from smi_fed.teachers import StoredTeacher
+
+log = logging.getLogger("smi_fed")
+
+INVERSION, DISTILLATION = range(2)
+"""Purposes of random draws, so that no two share theirs."""
+
+
+class Arrivals:
+    """One round's verdicts as they come; one teacher is in memory at a time.
+
+    Args:
+        state: where models and images go.
+        pool: images to start inversions from.
+        pipeline: settings of the inversion.
+        policy, expected: what is admitted.
+        seed: of every draw.
+        device: where teachers are inverted.
+        by_node: what a client is told apart by, see `client`.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        pool: Pool,
+        pipeline: PipelineConfig,
+        policy: AdmissionPolicy,
+        expected: Expectation,
+        *,
+        seed: int,
+        device: torch.device,
+        by_node: bool,
+    ) -> None:
+        self.state, self.pool, self.pipeline, self.policy, self.expected = state, pool, pipeline, policy, expected
+        self.seed, self.device, self.by_node = seed, device, by_node
+        self.round, self.verdicts = 0, list[Verdict]()
+
+    def begin(self, server_round: int) -> bool:
+        """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked."""
+        self.round = server_round
+        self.verdicts = self.state.verdicts(server_round)
+        for teacher in (verdict.teacher for verdict in self.verdicts):
+            if teacher is not None:
+                teacher.load(verify=True)  # a file that is damaged is told of now, not after hours
+        return bool(self.verdicts)
+
+    def admit(self, answer: Answer) -> None:
+        """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
+        verdict = self._judge(answer)
+        if not verdict.admitted:
+            log.warning("node %d refused: %s", verdict.node, verdict.reason)
+        self.verdicts.append(verdict)
+
+    def _judge(self, answer: Answer) -> Verdict:
+        if answer.claim is None:
+            return Verdict(answer.node, reason=answer.failure)
+        try:
+            teacher = admit(answer.claim, self.policy, self.expected, self.device)
+        except BadReplyError as error:
+            return Verdict(answer.node, reason=str(error))
+        teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
+        stored = self.state.keep_teacher(self.round, teacher, self._key(teacher.name, answer.node))
+        architecture = describe(teacher.spec)
+        log.info("node %d admitted: %s, %d examples", answer.node, architecture, teacher.num_examples)
+        return Verdict(
+            answer.node, architecture, teacher.num_examples, answer.claim.train_loss, dict(answer.claim.metrics),
+            teacher=stored, reply=answer.reply,
+        )  # fmt: skip
+
+    def _key(self, name: str, node: int) -> str:
+        """What a client's files are named by; its node tells it apart from another that has its name."""
+        key = file_name(name)
+        taken = any(v.teacher is not None and v.teacher.name == name for v in self.verdicts)
+        return f"{key}-{node}" if taken else key
+
+    def invert_next(self) -> bool:
+        """Invert one admitted teacher that was not; whether there was one."""
+        waiting = [place for place, verdict in enumerate(self.verdicts) if verdict.admitted and verdict.images is None]
+        if waiting:
+            self.verdicts[waiting[0]] = self._inverted(self.verdicts[waiting[0]])
+        return bool(waiting)
+
+    def _inverted(self, verdict: Verdict) -> Verdict:
+        """The verdict with the teacher's images; a refusal after all where its gradients overflow."""
+        stored = verdict.teacher
+        assert stored is not None
+        done = self.state.inverted(stored)
+        if done is None:
+            try:
+                done = self._invert(stored, self.client(verdict))
+            except DivergedError as error:
+                log.warning("node %d refused: %s", verdict.node, error)
+                self.state.forget_teacher(stored)
+                return replace(verdict, reason=str(error), teacher=None, reply=None)
+        return replace(verdict, images=done[0], inversion=done[1])
+
+    def _invert(self, stored: StoredTeacher, client: str) -> Any:
+        checkpoint, last = self.state.checkpoint(stored), self.pool.last.get(client)
+
+        def attempt() -> Any:
+            return invert_teacher(
+                stored.load(), client_number(stored.name), self.pipeline, self.generator(stored, INVERSION),
+                last=None if last is None else at_hand(last), checkpoint=checkpoint,
+            )  # fmt: skip
+
+        try:
+            images, record = attempt()
+        except FileFormatError as error:
+            log.warning("the inversion of %s begins anew: %s", stored.name, error)
+            shutil.rmtree(checkpoint)
+            images, record = attempt()
+        return self.state.keep_images(stored, images, record), record
+
+    def settle(self, least: int) -> list[Verdict]:
+        """All verdicts, every teacher inverted.
+
+        They are in the order of the clients' own names, so that a run does not depend on the
+        random node ids or on who answered first.
+
+        Raises:
+            TooFewTeachersError: fewer than `least` teachers were admitted, or are left after inversion.
+        """
+        self.verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
+        teachers = iter(cap_claims([v.teacher for v in self.verdicts if v.teacher is not None], self.policy))
+        self.verdicts = [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in self.verdicts]
+        self._require_teachers(least)
+        self.state.keep_verdicts(self.round, self.verdicts)
+        while self.invert_next():
+            pass
+        self._require_teachers(least)
+        return self.verdicts
+
+    def _require_teachers(self, least: int) -> None:
+        admitted = sum(verdict.admitted for verdict in self.verdicts)
+        if admitted < least:
+            self.state.forget_verdicts(self.round)  # a run that goes on shall ask again
+            refused = [f"node {v.node}: {v.reason}" for v in self.verdicts if not v.admitted]
+            raise TooFewTeachersError(
+                f"round {self.round}: {admitted} teachers admitted, {least} needed"
+                f" ({'; '.join(refused) or 'no node replied'})"
+            )
+
+    def client(self, verdict: Verdict) -> str:
+        """What the pool tells clients apart by: a name, which survives a restart, and what its images are of.
+
+        Where each client's update has to depend on that client alone, a name that another
+        could take is not enough: the node counts.
+        """
+        teacher = verdict.teacher
+        assert teacher is not None
+        name = f"node {verdict.node}" if self.by_node else teacher.name
+        return f"{name}, {teacher.spec.image_size or teacher.spec.kwargs.get('img_size')}, {teacher.classes}"
+
+    def generator(self, teacher: StoredTeacher, purpose: int) -> torch.Generator:
+        """One teacher's own in this round, whoever else is there."""
+        return seeded(self.seed, self.round, client_number(teacher.name), purpose)
