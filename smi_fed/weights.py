@@ -45,8 +45,9 @@ def local_file(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], st
             path, key = _in_directory(name.removeprefix("local-dir:")), "name"
         if path:
             del kwargs["pretrained"]
-    require(not path or Path(str(path)).is_file(), key, path, "a file of weights")
-    return kwargs, str(path) if path else None
+    path = str(path) if path else None
+    require(path is None or Path(path).is_file(), key, path, "a file of weights")
+    return kwargs, path
 
 
 def _in_directory(directory: str) -> str:
