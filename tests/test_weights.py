@@ -196,7 +196,8 @@ def jax_arrays(model, classes):
     attention = f"{block}MultiHeadDotProductAttention_1/"
     arrays = {
         "embedding/kernel": w["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": w["patch_embed.proj.bias"], "cls": w["cls_token"], "Transformer/posembed_input/pos_embedding": w["pos_embed"],
+        "embedding/bias": w["patch_embed.proj.bias"], "cls": w["cls_token"],
+        "Transformer/posembed_input/pos_embedding": w["pos_embed"],
         "Transformer/encoder_norm/scale": w["norm.weight"], "Transformer/encoder_norm/bias": w["norm.bias"],
         "head/kernel": w["head.weight"].T[:, :classes], "head/bias": w["head.bias"][:classes],
         f"{attention}out/kernel": w["blocks.0.attn.proj.weight"].T.reshape(heads, d // heads, d),
