@@ -244,7 +244,8 @@ def _create(spec: ModelSpec, kwargs: Mapping[str, Any]) -> nn.Module:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if "nknown model" in str(error):
             near = ", ".join(timm.list_models(f"*{spec.name.split('_')[0]}*")[:5]) or "see timm.list_models()"
-            raise SettingError("name", spec.name, f"a timm model name, such as {near}") from error
+            allowed = f"a timm model name, such as {near}; or one that register_model was called with"
+            raise SettingError("name", spec.name, allowed) from error
         raise SettingError("kwargs", dict(kwargs), f"what {spec.name} takes ({error})") from error
 
 
