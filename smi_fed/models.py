@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from inspect import signature
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import timm
@@ -14,91 +13,37 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from smi_fed.checks import SettingError, is_integer, is_number, require
+from smi_fed.checks import SettingError, is_integer, require
+from smi_fed.model_inputs import Inputs, has_config, input_channels, input_size, normalisation, pair_of
+from smi_fed.registry import Registration, Sizes, register_model, registered
+from smi_fed.spec import SCHEMA_VERSION, ModelSpec
+from smi_fed.weights import heads_of, load_weights, local_file
+from smi_fed.wrappers import unwrapped
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "SCHEMA_VERSION",
+    "Classifier",
+    "ModelSpec",
+    "adapt",
+    "build_model",
+    "build_seeded",
+    "count_parameters",
+    "input_channels",
+    "logits_of",
+    "register_model",
+    "unwrapped",
+    "without_weights",
+]
 
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What it takes to build a classifier again, without its weights.
-
-    Args:
-        name: a timm model name.
-        num_classes: number of classes, at least 1.
-        image_size: height and width of the images in pixels; None takes the model's own.
-        kwargs: keyword arguments for `timm.create_model`.
-        mean, std: per-channel normalisation of images in [0, 1]; None takes timm's.
-        class_names: names of the classes in the order of the logits.
-
-    Raises:
-        SettingError: a field that cannot be right, naming it.
-    """
-
-    name: str
-    num_classes: int
-    image_size: int | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        require(isinstance(self.name, str) and bool(self.name), "name", self.name, "a timm model name")
-        require(is_integer(self.num_classes) and self.num_classes > 0, "num_classes", self.num_classes, "an int >= 1")
-        if self.image_size is not None:
-            require(is_integer(self.image_size) and self.image_size > 0, "image_size", self.image_size, "an int >= 1")
-        require(isinstance(self.kwargs, Mapping), "kwargs", self.kwargs, "a mapping")
-        kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in self.kwargs.items()}
-        object.__setattr__(self, "kwargs", kwargs)  # one form, whether it came from JSON, YAML or Python
-        for key in ("mean", "std"):
-            self._freeze_floats(key)
-        if self.class_names is not None:
-            good = isinstance(self.class_names, list | tuple) and len(self.class_names) == self.num_classes
-            require(good, "class_names", self.class_names, f"{self.num_classes} names")
-            object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
-
-    def _freeze_floats(self, key: str) -> None:
-        value = getattr(self, key)
-        if value is None:
-            return
-        good = isinstance(value, list | tuple) and len(value) > 0
-        good = good and all(is_number(x) and (key == "mean" or x > 0) for x in value)
-        require(good, key, value, "finite numbers, above 0 for std, one per channel")
-        object.__setattr__(self, key, tuple(float(x) for x in value))
-
-    def to_json(self) -> str:
-        """The spec as JSON with a schema version."""
-        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)})
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelSpec:
-        """Read `to_json`'s text.
-
-        Raises:
-            SettingError: not JSON, an unknown schema version (both are named) or a bad field.
-        """
-        try:
-            fields = json.loads(text)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise SettingError("spec", text, "JSON text of a model spec") from error
-        require(isinstance(fields, dict), "spec", fields, "a JSON object")
-        schema = fields.pop("schema", None)
-        require(schema == SCHEMA_VERSION, "spec.schema", schema, f"version {SCHEMA_VERSION}")
-        try:
-            return cls(**fields)
-        except SettingError as error:
-            raise error.under("spec") from error
-        except TypeError as error:
-            raise SettingError("spec", sorted(fields), "the fields of ModelSpec") from error
+log = logging.getLogger("smi_fed")
 
 
 class Classifier(nn.Module):
-    """A timm model that takes images in [0, 1] and normalises them itself.
+    """A model that takes images in [0, 1] and normalises them itself.
 
     Attributes:
         spec: what it was built from.
-        backbone: the timm model, which takes normalised images.
+        backbone: the timm model, or a module of one's own, which takes normalised images.
         mean, std: (c, 1, 1) buffers; not part of the state dict.
         image_size: (height, width) that it takes.
     """
@@ -106,42 +51,53 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ModelSpec, backbone: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, backbone: nn.Module, inputs: Inputs | None = None) -> None:
+        """`inputs` is what a module takes that does not say so itself; None reads it off a timm model."""
         super().__init__()
         self.spec, self.backbone = spec, backbone
-        channels = input_channels(backbone)
-        mean, std = normalisation(backbone, channels)
-        mean, std = spec.mean or mean, spec.std or std
+        inputs = inputs or _inputs_of(backbone, spec)
+        mean, std = spec.mean or inputs.mean, spec.std or inputs.std
         for key, value in (("mean", mean), ("std", std)):
-            require(len(value) == channels, key, value, f"{channels} values, one per input channel")
+            good = len(value) == inputs.channels
+            require(good, key, value, f"{inputs.channels} values, one per input channel")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.image_size = input_size(backbone, spec.image_size or spec.kwargs.get("img_size"))
+        self.image_size = inputs.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (b, classes) of images (b, c, h, w) in [0, 1]."""
-        return self.backbone((images - self.mean) / self.std)
+        return logits_of(self.backbone((images - self.mean) / self.std))
+
+
+def _inputs_of(backbone: nn.Module, spec: ModelSpec) -> Inputs:
+    channels = input_channels(backbone)
+    size = input_size(backbone, spec.image_size or spec.kwargs.get("img_size"))
+    return Inputs(channels, size, *normalisation(backbone, channels))
 
 
 def build_model(spec: ModelSpec) -> Classifier:
-    """Build `spec` with random weights (or with what its kwargs tell timm to load).
+    """Build `spec` with random weights, or with those of the file that its kwargs name.
 
     This is open to its own user: a spec that came from a client has to pass
     `smi_fed.strategies.admission` first.
 
     Raises:
         SettingError: an unknown architecture, arguments that the architecture does not
-            take, sizes that contradict each other, or a patch size that does not divide
-            the image, or a checkpoint that is not there.
+            take, sizes that contradict each other, a patch size that does not divide
+            the image, or a file of weights that is not there, is none or does not fit.
     """
-    kwargs = dict(spec.kwargs)
-    checkpoint = kwargs.get("checkpoint_path")
-    require(
-        not checkpoint or Path(str(checkpoint)).is_file(), "kwargs.checkpoint_path", checkpoint, "a file of weights"
-    )
+    kwargs, path = local_file(spec.name, spec.kwargs)
+    own = registered(spec.name)
+    classifier = _build_timm(spec, kwargs) if own is None else _build_registered(spec, own, kwargs)
+    if path is not None:
+        load_weights(classifier.backbone, path)
+    return classifier
+
+
+def _build_timm(spec: ModelSpec, kwargs: dict[str, Any]) -> Classifier:
     image_size = kwargs.get("img_size", spec.image_size)
     if spec.image_size is not None:
-        good = _pair(image_size) == _pair(spec.image_size)
+        good = pair_of(image_size) == pair_of(spec.image_size)
         require(good, "kwargs.img_size", image_size, f"image_size, {spec.image_size}")
     _check_patches(image_size, kwargs.get("patch_size"))
     if image_size is not None and "img_size" not in kwargs and _takes_image_size(spec, kwargs):
@@ -152,7 +108,104 @@ def build_model(spec: ModelSpec) -> Classifier:
         _check_patches(classifier.image_size, embed.patch_size)
     elif image_size is not None:
         _check_runs(spec, kwargs, classifier.image_size)
+    if kwargs.get("pretrained"):
+        _name_the_new_head(spec, classifier.backbone)
     return classifier
+
+
+def _build_registered(spec: ModelSpec, own: Registration, kwargs: dict[str, Any]) -> Classifier:
+    size: Any = spec.image_size or kwargs.get("img_size") or own.image_size
+    require(size is not None, "image_size", size, f"pixels: {spec.name} is registered without an image_size")
+    try:
+        module = own.build(spec.num_classes, size, kwargs)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        raise SettingError("kwargs", kwargs, f"what the builder of {spec.name} takes ({error})") from error
+    require(isinstance(module, nn.Module), "name", spec.name, f"a builder of a torch.nn.Module; got {type(module)}")
+    classifier = _around(module, spec, size, own.channels, own.mean, own.std)
+    _check_answers(classifier)
+    return classifier
+
+
+def adapt(
+    module: nn.Module,
+    *,
+    image_size: Sizes,
+    num_classes: int,
+    channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """A `Classifier` over any module from images to logits, which shares its weights.
+
+    It can be inverted and be a teacher or a student. Only a model that `build_model` builds
+    can be saved or sent, since others have to build it again: see `register_model`.
+
+    Args:
+        module: takes normalised images (b, channels, h, w) and answers with logits
+            (b, num_classes), or with an output that holds them as `logits`. Wrappers such as
+            `torch.compile`'s are taken off. A timm ViT keeps its own patches.
+        image_size: height and width in pixels, or both.
+        num_classes, channels: of its logits and its images.
+        mean, std: per-channel normalisation of images in [0, 1]; None is the module's
+            `pretrained_cfg`, and without that images reach it as they are.
+
+    Raises:
+        SettingError: sizes that cannot be, or that contradict the module's own.
+    """
+    module = unwrapped(module)
+    if isinstance(module, Classifier):
+        mean = module.mean.flatten().tolist() if mean is None else mean
+        std = module.std.flatten().tolist() if std is None else std
+        module = unwrapped(module.backbone)
+    pair = pair_of(image_size)
+    good = len(pair) == 2 and all(is_integer(side) and side > 0 for side in pair)
+    require(good, "image_size", image_size, "an int >= 1, or (height, width)")
+    require(is_integer(channels) and channels > 0, "channels", channels, "an int >= 1")
+    asked: dict[str, Any] = {"image_size": pair[0]} if pair[0] == pair[1] else {"kwargs": {"img_size": pair}}
+    spec = ModelSpec(f"adapted:{type(module).__name__}", num_classes, mean=mean, std=std, **asked)  # type: ignore[arg-type]
+    return _around(module, spec, pair, channels)
+
+
+def _around(
+    module: nn.Module, spec: ModelSpec, size: Sizes, channels: int, mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Classifier:  # fmt: skip
+    """A classifier of `spec` over `module`, on its device and in its mode; `mean` and `std` where the spec has none."""
+    module = unwrapped(module)
+    own = normalisation(module, channels) if has_config(module) else ((0.0,) * channels, (1.0,) * channels)
+    inputs = Inputs(channels, input_size(module, size), mean or own[0], std or own[1])
+    require(inputs.image_size == pair_of(size), "image_size", size, f"the module's own, {inputs.image_size}")
+    classifier = Classifier(spec, module, inputs)
+    reference = next((t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point()), None)
+    if reference is not None:
+        classifier.mean, classifier.std = classifier.mean.to(reference), classifier.std.to(reference)
+    return classifier.train(module.training)
+
+
+@torch.no_grad()
+def _check_answers(classifier: Classifier) -> None:
+    """Refuse a registered model that does not take its images or does not answer with its logits."""
+    spec, training = classifier.spec, classifier.training
+    try:
+        logits = classifier.eval()(classifier.mean.new_zeros(1, len(classifier.mean), *classifier.image_size))
+    except Exception as error:  # whatever a module of somebody's own raises
+        if "meta" in str(error):  # an operation that needs real numbers
+            return
+        raise SettingError("name", spec.name, f"a model that takes {classifier.image_size} px ({error})") from error
+    finally:
+        classifier.train(training)
+    good = tuple(logits.shape) == (1, spec.num_classes)
+    require(good, "name", spec.name, f"a builder of logits (b, {spec.num_classes}); got {tuple(logits.shape)}")
+
+
+def _name_the_new_head(spec: ModelSpec, backbone: nn.Module) -> None:
+    """timm leaves a head of another class count at its random start."""
+    known = vars(backbone)["pretrained_cfg"].get("num_classes")
+    if known != spec.num_classes:
+        heads = heads_of(backbone)
+        new = [name for name, _ in backbone.named_parameters() if name.startswith(tuple(f"{head}." for head in heads))]
+        log.warning("%s: left at their random start, since the pretrained head has %s classes: %s", spec.name, known,
+                    ", ".join(new))  # fmt: skip
 
 
 def build_seeded(spec: ModelSpec, seed: int) -> Classifier:
@@ -191,49 +244,17 @@ def _create(spec: ModelSpec, kwargs: Mapping[str, Any]) -> nn.Module:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if "nknown model" in str(error):
             near = ", ".join(timm.list_models(f"*{spec.name.split('_')[0]}*")[:5]) or "see timm.list_models()"
-            raise SettingError("name", spec.name, f"a timm model name, such as {near}") from error
+            allowed = f"a timm model name, such as {near}; or one that register_model was called with"
+            raise SettingError("name", spec.name, allowed) from error
         raise SettingError("kwargs", dict(kwargs), f"what {spec.name} takes ({error})") from error
 
 
 def _check_patches(image: Any, patch: Any) -> None:
     if image is None or patch is None:
         return
-    sides = zip(_pair(image), _pair(patch), strict=True)
+    sides = zip(pair_of(image), pair_of(patch), strict=True)
     good = all(is_integer(side) and is_integer(p) and p > 0 and side % p == 0 for side, p in sides)
     require(good, "patch_size", patch, f"an int that divides the image size {image}")
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
-
-
-def input_channels(backbone: nn.Module) -> int:
-    """Input channels of a timm model: what it says, else those of its first convolution."""
-    own = getattr(backbone, "in_chans", None)
-    if is_integer(own):
-        return own  # type: ignore[return-value]
-    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None:
-        return first.in_channels
-    return backbone.pretrained_cfg.get("input_size", (3, 224, 224))[0]  # type: ignore[union-attr]
-
-
-def normalisation(backbone: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of a timm model's `pretrained_cfg`, averaged where the channels are not its own."""
-    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    mean, std = tuple(cfg.get("mean", (0.5,) * 3)), tuple(cfg.get("std", (0.5,) * 3))
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return mean, std
-
-
-def input_size(backbone: nn.Module, asked: int | Sequence[int] | None = None) -> tuple[int, int]:
-    """(height, width) that a timm model takes: its embedding's, else what was asked for, else its default."""
-    embed = getattr(backbone, "patch_embed", None)
-    traits = getattr(backbone, "_traits", {})  # where timm notes `img_size` for any model
-    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    default = tuple(cfg.get("input_size", (3, 224, 224)))[1:]
-    return _pair(getattr(embed, "img_size", None) or asked or traits.get("img_size") or default)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -13,20 +13,42 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+from smi_fed.checks import require
 from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors
 from smi_fed.models import Classifier, ModelSpec, build_model, without_weights
 from smi_fed.sparse_images import SparseImages
+from smi_fed.wrappers import REMEDY, matched, plain_state, unwrapped
 
 SCHEMA_VERSION = 1
 STUDENT_FORMAT = "smi-fed.student"
 STUDENT_VERSION = 1
 
 
-def save_student(path: str | os.PathLike[str], student: Classifier) -> None:
-    """Write weights and spec as safetensors, atomically."""
-    save_tensors(path, student.state_dict(), STUDENT_FORMAT, STUDENT_VERSION, spec=student.spec.to_json())
+def save_student(path: str | os.PathLike[str], student: nn.Module) -> None:
+    """Write weights and spec as safetensors, atomically.
+
+    Args:
+        student: what `build_model` built, in wrappers or not.
+
+    Raises:
+        SettingError: no such model, or one whose layers are no longer those of its spec:
+            `load_student` could not build it again.
+    """
+    own = unwrapped(student)
+    require(isinstance(own, Classifier), "student", type(own).__name__, f"what build_model built; {REMEDY}")
+    assert isinstance(own, Classifier)
+    weights = plain_state(own)
+    with torch.device("meta"):
+        expected = _rebuilt(own.spec).state_dict()
+    differ = sorted(weights.keys() ^ expected.keys())
+    require(not differ, "student", differ[:3], f"the weights of its spec; {REMEDY}")
+    save_tensors(path, weights, STUDENT_FORMAT, STUDENT_VERSION, spec=own.spec.to_json())
+
+
+def _rebuilt(spec: ModelSpec) -> Classifier:
+    return build_model(replace(spec, kwargs=without_weights(spec.kwargs)))
 
 
 def load_student(path: str | os.PathLike[str]) -> Classifier:
@@ -38,8 +60,8 @@ def load_student(path: str | os.PathLike[str]) -> Classifier:
     weights, metadata = load_tensors(path, STUDENT_FORMAT, STUDENT_VERSION)
     try:
         spec = ModelSpec.from_json(metadata["spec"])
-        model = build_model(replace(spec, kwargs=without_weights(spec.kwargs)))
-        model.load_state_dict(weights)
+        model = _rebuilt(spec)
+        model.load_state_dict(matched(weights, model.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
     return model.eval()

@@ -24,6 +24,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from smi_fed.checks import require
+from smi_fed.wrappers import REMEDY, unwrapped
+
 TokenModel = VisionTransformer | Eva
 
 LARGEST_ATTENTION = 2**26
@@ -37,7 +40,7 @@ def is_token_model(backbone: nn.Module) -> bool:
     ViTs, DINOv3, Perception Encoder). Relative position biases, windows and embeddings that
     overlap belong to the whole grid.
     """
-    return isinstance(backbone, TokenModel) and type(backbone.patch_embed) is PatchEmbed
+    return isinstance(backbone, TokenModel) and type(unwrapped(backbone.patch_embed)) is PatchEmbed
 
 
 def to_patches(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -108,9 +111,10 @@ Change = tuple[nn.Module, str, Any]
 
 def _for_a_strip(vit: TokenModel, positions: Tensor) -> list[Change]:
     """What lets a model take a strip of the patches of `positions` (b, k) instead of a whole image."""
+    embed = unwrapped(vit.patch_embed)
     changes: list[Change] = [
-        (vit.patch_embed, "img_size", None),
-        (vit.patch_embed, "flatten", True),
+        (embed, "img_size", None),
+        (embed, "flatten", True),
         (vit, "dynamic_img_size", False),
     ]
     rope = getattr(vit, "rope", None)
@@ -164,10 +168,16 @@ def token_features(vit: TokenModel) -> Iterator[list[Tensor]]:
 
 def reads_attention(vit: TokenModel) -> bool:
     """Whether `attention_to_patches` knows this model's pooling and attention."""
+    kinds = (Attention, AttentionRope, EvaAttention) if vit.attn_pool is None else (AttentionPoolLatent,)
+    return type(_attention(vit)) in kinds
+
+
+def _attention(vit: TokenModel) -> Any:
+    """The last attention before the head: the pool's, else the last block's."""
     if vit.attn_pool is not None:
-        return type(vit.attn_pool) is AttentionPoolLatent
-    attention = getattr(vit.blocks[-1], "attn", None)
-    return type(attention) in (Attention, AttentionRope, EvaAttention)
+        return unwrapped(vit.attn_pool)
+    attention = getattr(unwrapped(vit.blocks[-1]), "attn", None)
+    return None if attention is None else unwrapped(attention)
 
 
 @torch.no_grad()
@@ -180,10 +190,14 @@ def attention_to_patches(vit: TokenModel, patches: Tensor, positions: Tensor) ->
 
     Returns:
         (b, k) non-negative weights.
+
+    Raises:
+        SettingError: compiled code or a wrapper calls no hook of the attention.
     """
-    module: Any = vit.attn_pool if vit.attn_pool is not None else vit.blocks[-1].attn
+    module = _attention(vit)
     with _listening(module) as heard:
         forward_patches(vit, patches, positions)
+    require({"q", "k", "rope"} <= heard.keys(), "model", f"one whose {type(module).__name__} cannot be heard", REMEDY)
     q, k = heard["q"], heard["k"]
     if heard["rope"] is not None:
         q, k = (_rotated(module, each, heard["rope"]) for each in (q, k))

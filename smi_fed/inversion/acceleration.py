@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def accelerated(model: nn.Module, config: InversionConfig) -> Iterator[None]:
         stack.enter_context(embedding_gradient(model))
         if config.precision == "bfloat16":
             stack.enter_context(half_weights(model))
-        if config.compile and compiler_works(next(model.parameters()).device.type):
+        tensors = chain(model.parameters(), model.buffers())
+        if config.compile and compiler_works(next(tensors).device.type):
             stack.enter_context(compiled_blocks(model))
         yield
 

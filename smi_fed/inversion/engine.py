@@ -24,6 +24,7 @@ from smi_fed.inversion.memory import fitting_batch
 from smi_fed.inversion.state import Problem, State
 from smi_fed.inversion.teacher import adapt, frozen
 from smi_fed.sparse_images import SparseImages
+from smi_fed.wrappers import unwrapped
 
 log = logging.getLogger("smi_fed")
 
@@ -69,7 +70,8 @@ def invert(
     """Synthesise one image per target from what `model` has learnt.
 
     Args:
-        model: a `smi_fed.models.Classifier` or a plain timm model, on the device to work on.
+        model: a `smi_fed.models.Classifier` or a plain timm model, on the device to work on;
+            wrappers of `torch.compile`, DataParallel and PEFT are seen through.
             Its weights, mode, hooks and gradient flags are as before afterwards, whatever
             happens inside.
         targets: (b,) integer class indices, or (b, classes) floats in [0, 1] for
@@ -101,7 +103,7 @@ def invert(
         torch.OutOfMemoryError: not even one image fits, or a batch does not whose images the
             prior couples.
     """
-    config = config or InversionConfig.paper()
+    config, model = config or InversionConfig.paper(), unwrapped(model)
     teacher = adapt(model, config.patch_size)
     targets = check_targets(targets, teacher.classes).to(teacher.mean.device)
     check_prior(teacher, config, statistics)

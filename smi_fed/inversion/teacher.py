@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from smi_fed import tokens
 from smi_fed.checks import is_integer, require
-from smi_fed.models import Classifier, input_channels, input_size, normalisation
+from smi_fed.model_inputs import has_config, input_channels, input_size, normalisation
+from smi_fed.models import Classifier, logits_of
+from smi_fed.wrappers import REMEDY, plain, unwrapped
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,22 @@ class _Adapter:
 
     def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
         """Raises ValueError for a model without classes or a patch size that does not divide the image."""
-        backbone = model.backbone if isinstance(model, Classifier) else model
+        backbone = _backbone(model)
         self.backbone: Any = backbone
-        self.channels = input_channels(backbone)
-        height, width = model.image_size if isinstance(model, Classifier) else input_size(backbone)
         self.patch_size = patch_size
+        height, width = _image_size(model)
         self.grid = (height // patch_size[0], width // patch_size[1])
-        self.classes: int = getattr(backbone, "num_classes", 0)  # type: ignore[assignment]
-        require(is_integer(self.classes) and self.classes > 0, "model.num_classes", self.classes, "an int >= 1")
         fits = height % patch_size[0] == 0 and width % patch_size[1] == 0
         require(fits, "patch_size", patch_size, f"a divisor of the image size {(height, width)}")
-        reference = next(backbone.parameters())
         if isinstance(model, Classifier):
+            self.classes, self.channels = model.spec.num_classes, len(model.mean)
             mean, std = model.mean, model.std
         else:
+            self.classes, self.channels = getattr(backbone, "num_classes", 0), input_channels(backbone)  # type: ignore[assignment]
             pair = normalisation(backbone, self.channels)
             mean, std = (torch.tensor(value).view(-1, 1, 1) for value in pair)
+        require(is_integer(self.classes) and self.classes > 0, "model.num_classes", self.classes, "an int >= 1")
+        reference = next(backbone.parameters(), mean)
         self.mean, self.std = mean.to(reference), std.to(reference)
 
     def _whole(self, logits: Any) -> Tensor:
@@ -103,8 +105,7 @@ class TokenTeacher(_Adapter):
     needs_canvas = False
 
     def __init__(self, model: nn.Module) -> None:
-        backbone = model.backbone if isinstance(model, Classifier) else model
-        super().__init__(model, backbone.patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
+        super().__init__(model, _backbone(model).patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
         self.prefix_tokens = self.backbone.num_prefix_tokens
 
     def logits(self, view: View) -> Tensor:
@@ -132,7 +133,8 @@ class MaskedTeacher(_Adapter):
 
     def logits(self, view: View) -> Tensor:
         canvas = view.patches.new_empty(view.patches.shape) if view.canvas is None else view.canvas
-        return self._whole(self.backbone(tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)))
+        pixels = tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)
+        return self._whole(logits_of(self.backbone(pixels)))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         raise ValueError("statistics: this model has no patch tokens to compare with; got a masked teacher")
@@ -158,27 +160,39 @@ def default_patch_size(height: int, width: int) -> tuple[int, int]:
 
 
 def adapt(model: nn.Module, patch_size: int | None = None) -> Teacher:
-    """The adapter for `model`, a `Classifier` or a plain timm model.
+    """The adapter for `model`, a `Classifier` or a plain timm model; in wrappers too.
 
     Args:
         patch_size: grid for models without patch tokens; None is about 8 x 8 patches.
 
     Raises:
-        ValueError: a patch size that does not divide the image, or differs from a token model's own.
+        ValueError: a patch size that does not divide the image, or differs from a token
+            model's own; a module that does not say what it takes.
     """
-    backbone = model.backbone if isinstance(model, Classifier) else model
+    model = unwrapped(model)
+    backbone = _backbone(model)
+    known = isinstance(model, Classifier) or has_config(model) or tokens.is_token_model(model)
+    require(known, "model", type(model).__name__, "a Classifier or a timm model; any other from images to logits by "
+            f"smi_fed.models.adapt(module, image_size=..., num_classes=...); of a wrapper {REMEDY}")  # fmt: skip
     if tokens.is_token_model(backbone):
         teacher = TokenTeacher(model)
         own = teacher.patch_size
         require(patch_size is None or own == (patch_size,) * 2, "patch_size", patch_size, f"the model's own, {own}")
         return teacher
-    height, width = model.image_size if isinstance(model, Classifier) else input_size(backbone)
-    return MaskedTeacher(model, (patch_size, patch_size) if patch_size else default_patch_size(height, width))
+    return MaskedTeacher(model, (patch_size, patch_size) if patch_size else default_patch_size(*_image_size(model)))
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    return unwrapped(model.backbone) if isinstance(model, Classifier) else model
+
+
+def _image_size(model: nn.Module) -> tuple[int, int]:
+    return model.image_size if isinstance(model, Classifier) else input_size(model)
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; mode, flags and plain attributes as before afterwards."""
+    """Evaluation mode, no weight gradients, no wrappers and no compiled code inside; all as before afterwards."""
     with ExitStack() as after:
         for module in model.modules():
             after.enter_context(_same_attributes(module))
@@ -186,6 +200,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 after.callback(module.register_forward_hook(_straight_gradient).remove)
         for weight in model.parameters():
             after.callback(weight.requires_grad_, weight.requires_grad)
+        after.enter_context(plain(model))
         model.eval()
         model.requires_grad_(False)
         yield

@@ -26,6 +26,7 @@ from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_sp
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
+from smi_fed.wrappers import is_unmerged, matched
 
 LARGEST_IMAGE = 512
 LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
@@ -54,10 +55,10 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     most = LARGEST_TOKEN_GRID if is_token_model(shape.backbone) else LARGEST_GRID
     if (size := grid_of(shape)) > most:
         raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
-    arrays = claim.arrays
-    if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names
-        arrays = {f"backbone.{key}": array for key, array in arrays.items()}
-    weights = check_arrays(arrays, shape.state_dict())
+    expected_weights = shape.state_dict()
+    # A plain timm model's own names have no "backbone.", and a wrapped one's have more words.
+    arrays = matched(claim.arrays, expected_weights, ("", "backbone."))
+    weights = check_arrays(arrays, expected_weights)
     check_batch_norms(shape, weights)
     model = _build(spec)
     model.load_state_dict(weights)
@@ -131,7 +132,7 @@ def check_output(model: Classifier) -> None:
         BadReplyError: the model fails on grey images, whole or one patch of them, or its
             logits are not finite.
     """
-    reference = next(model.parameters())
+    reference = next(model.parameters(), model.mean)
     greys = torch.linspace(0, 1, 3, device=reference.device, dtype=reference.dtype).view(-1, 1, 1, 1)
     images = greys.expand(-1, len(model.mean), *model.image_size)
     try:
@@ -153,7 +154,10 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) ->
     """
     missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
     if missing or extra:
-        raise BadReplyError(f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}")
+        advice = "; merge an adapter of PEFT before: merge_and_unload()" if is_unmerged(extra) else ""
+        raise BadReplyError(
+            f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}{advice}"
+        )
     weights = {}
     for key, wanted in expected.items():
         array = arrays[key]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from smi_fed.alignment import class_positions
-from smi_fed.checks import SettingError, is_number
+from smi_fed.checks import SettingError, is_integer, is_number
 from smi_fed.models import Classifier, ModelSpec
+from smi_fed.registry import registered
 from smi_fed.strategies.records import BadReplyError
 
 LONGEST_SPEC = 20_000
 
 KWARG_BOUNDS: dict[str, tuple[float, float]] = {
     "img_size": (8, 512), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
-    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0, 1), "reg_tokens": (0, 16), "depths": (1, 32),
+    "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0.0, 1.0), "reg_tokens": (0, 16), "depths": (1, 32),
     "window_size": (1, 16),
 }  # fmt: skip
 KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
@@ -24,7 +26,6 @@ KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
 STAGES = 4
 """Most values of an argument that is one number per stage."""
 PER_STAGE = frozenset({"depths", "num_heads"})
-INTEGERS = frozenset(KWARG_BOUNDS) - {"mlp_ratio", "init_values"}
 
 DEFAULT_ARCHITECTURES = (
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
@@ -39,7 +40,7 @@ class AdmissionPolicy:
     """What a client may claim.
 
     Args:
-        architectures: timm names that are let in, exactly.
+        architectures: names that are let in, exactly: timm's, and those of `register_model`.
         max_parameters: largest model.
         max_examples: claimed examples are cut to this.
         max_claim_ratio: ... and to this many times the median claim of the round, so that
@@ -86,8 +87,10 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
         raise BadReplyError(str(error)) from error
     if spec.name not in policy.architectures:
         raise BadReplyError(f"architecture {spec.name!r} is not on the allow-list {sorted(policy.architectures)}")
+    own = registered(spec.name)
+    bounds, choices = (KWARG_BOUNDS, KWARG_CHOICES) if own is None else (own.bounds, own.choices)
     for key, value in spec.kwargs.items():
-        _check_kwarg(key, value)
+        _check_kwarg(key, value, bounds, choices, frozenset() if own else PER_STAGE)
     if any(abs(x) > 10 for x in spec.mean or ()) or any(not 1e-3 <= x <= 10 for x in spec.std or ()):
         raise BadReplyError(f"normalisation is {spec.mean}, {spec.std}, allowed: means to 10, deviations 0.001 to 10")
     try:
@@ -97,19 +100,24 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
     return spec
 
 
-def _check_kwarg(key: str, value: Any) -> None:
-    if key in KWARG_CHOICES:
-        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in KWARG_CHOICES[key]):
-            raise BadReplyError(f"argument {key} is {value!r}, allowed: {KWARG_CHOICES[key]}")
+def _check_kwarg(
+    key: str, value: Any, bounds: Mapping[str, tuple[float, float]], choices: Mapping[str, tuple[Any, ...]],
+    per_stage: frozenset[str],
+) -> None:  # fmt: skip
+    if key in choices:
+        if not any(type(value) is type(choice) and value == choice for choice in choices[key]):
+            raise BadReplyError(f"argument {key} is {value!r}, allowed: {choices[key]}")
         return
-    if key not in KWARG_BOUNDS:
-        allowed = sorted((*KWARG_BOUNDS, *KWARG_CHOICES))
-        raise BadReplyError(f"argument {key!r} is not allowed in a client's spec; allowed: {allowed}")
-    low, high = KWARG_BOUNDS[key]
-    values: tuple[Any, ...] = value if isinstance(value, tuple) and key in PER_STAGE else (value,)
+    if key not in bounds:
+        raise BadReplyError(
+            f"argument {key!r} is not allowed in a client's spec; allowed: {sorted((*bounds, *choices))}"
+        )
+    low, high = bounds[key]
+    integers = is_integer(low) and is_integer(high)
+    values: tuple[Any, ...] = value if isinstance(value, tuple) and key in per_stage else (value,)
     if not 1 <= len(values) <= STAGES:
         raise BadReplyError(f"argument {key} has {len(values)} values, allowed: 1 to {STAGES}")
     for each in values:
-        whole = not isinstance(each, float) or key not in INTEGERS
+        whole = not isinstance(each, float) or not integers
         if not is_number(each) or not whole or not low <= each <= high:
             raise BadReplyError(f"argument {key} is {value!r}, allowed: {low} to {high}")
