@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
 from smi_fed.data import ImageSet
+from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
 
 
@@ -64,7 +65,7 @@ class TrainingConfig:
 
 
 class Optimiser:
-    """Torch's optimisers for one model, with warm-up and cosine decay of their rates.
+    """Muon and AdamW for one model, with warm-up and cosine decay of their rates.
 
     A small ViT from random weights learns several times faster when its hidden matrices are
     stepped by Muon (Jordan et al., 2024: momentum, then the nearest orthogonal matrix) than
@@ -82,7 +83,7 @@ class Optimiser:
         adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
         self.parts: list[torch.optim.Optimizer] = [adamw]
         if hidden:
-            self.parts.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+            self.parts.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(part, _rate(config)) for part in self.parts]
 
     def step(self, loss: Tensor) -> None:

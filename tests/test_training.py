@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from smi_fed.checks import SettingError
 from smi_fed.data import ImageSet
 from smi_fed.models import build_model
+from smi_fed.muon import Muon
 from smi_fed.training import Optimiser, TrainingConfig, accuracy, predict, shift_images, train
 from tests.models import masked_model, small_spec, small_vit
 
@@ -96,7 +97,7 @@ def test_muon_steps_the_hidden_matrices_and_nothing_else(name, hidden):
     names = {id(weight): key for key, weight in model.named_parameters()}
     groups = [[names[id(weight)] for group in part.param_groups for weight in group["params"]] for part in parts]
     assert sorted(key for group in groups for key in group) == sorted(names.values())
-    assert type(parts[0]) is torch.optim.AdamW
+    assert [type(part) for part in parts] == [torch.optim.AdamW, *([Muon] if hidden else [])]
     matrices = [f"backbone.blocks.0.{key}.weight" for key in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert groups[1:] == ([matrices] if hidden else [])
 
