@@ -118,6 +118,27 @@ def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Te
     return roll_images(images, shift.T.to(images.device))
 
 
+@contextmanager
+def seeded_torch(generator: torch.Generator) -> Iterator[None]:
+    """What draws from torch's own state inside, such as dropout, is a function of the state of `generator`.
+
+    Nothing is taken from `generator`: its draws are the same with dropout and without. Torch's
+    state, on the CPU and on CUDA devices, is as before afterwards.
+    """
+    if generator is torch.default_generator:
+        yield
+        return
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=copy, device=copy.device))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices not yet in use
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images (b, c, h, w), labels (b,)) -> scalar."""
 
@@ -139,6 +160,7 @@ def train(
     """Train in place on the model's own device; leaves it in evaluation mode.
 
     Args:
+        generator: source of every random choice, those of dropout and stochastic depth too.
         loss: what is minimised.
 
     Returns:
@@ -154,14 +176,15 @@ def train(
     optimiser = Optimiser(model, config)
     losses = []
     model.train()
-    for step in range(config.steps):
-        rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
-        batch = shift_images(images[rows], config.jitter, generator)
-        now = loss(model, batch, labels[rows])
-        optimiser.step(now)
-        losses.append(now.detach())
-        if progress is not None:
-            progress(step + 1, losses[-1])
+    with seeded_torch(generator):
+        for step in range(config.steps):
+            rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
+            batch = shift_images(images[rows], config.jitter, generator)
+            now = loss(model, batch, labels[rows])
+            optimiser.step(now)
+            losses.append(now.detach())
+            if progress is not None:
+                progress(step + 1, losses[-1])
     model.eval()
     return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
 

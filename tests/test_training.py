@@ -11,7 +11,7 @@ from smi_fed.checks import SettingError
 from smi_fed.data import ImageSet
 from smi_fed.models import build_model
 from smi_fed.muon import Muon
-from smi_fed.training import Optimiser, TrainingConfig, accuracy, predict, shift_images, train
+from smi_fed.training import Optimiser, TrainingConfig, accuracy, predict, seeded_torch, shift_images, train
 from tests.models import masked_model, small_spec, small_vit
 
 QUICK = TrainingConfig(steps=40, batch_size=16)
@@ -56,6 +56,49 @@ def test_same_generator_same_weights():
     states = [model.state_dict() for model in (first, again, other)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+RANDOM_PARTS = {"drop_rate": 0.3, "pos_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.5}
+
+
+@pytest.mark.parametrize("part", [*RANDOM_PARTS, None])
+def test_random_parts_of_a_model_follow_the_generator(part):
+    """Whatever torch's own state is; and that one stays as it is."""
+    kwargs = {} if part is None else {part: RANDOM_PARTS[part]}
+    start = build_model(small_spec(num_classes=2, **kwargs))
+    found = []
+    for seed, state in ((3, 0), (3, 1), (4, 0)):
+        model = copy.deepcopy(start)
+        torch.manual_seed(state)
+        expected = torch.rand(3)
+        torch.manual_seed(state)
+        train(model, toys(), TrainingConfig(steps=3, batch_size=8), generator=seeded(seed))
+        assert torch.equal(torch.rand(3), expected)
+        found.append(torch.cat([weight.flatten() for weight in model.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_random_parts_take_no_draw_of_the_generator():
+    generator, ones = seeded(5), torch.ones(1000)
+    with seeded_torch(generator):
+        first, second = (torch.nn.functional.dropout(ones) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(generator.get_state(), seeded(5).get_state())
+    torch.rand((), generator=generator)
+    with seeded_torch(generator):
+        assert not torch.equal(torch.nn.functional.dropout(ones), first)
+
+
+def test_random_parts_know_torchs_own_generator():
+    """Its state is what they draw from anyway, and it has to go on."""
+    torch.manual_seed(2)
+    before = torch.default_generator.get_state()
+    expected = torch.rand(4)
+    torch.manual_seed(2)
+    with seeded_torch(torch.default_generator):
+        assert torch.equal(torch.rand(4), expected)
+    assert not torch.equal(torch.default_generator.get_state(), before)
 
 
 def test_nothing_to_train_on():
