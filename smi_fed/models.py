@@ -119,8 +119,9 @@ class Classifier(nn.Module):
         self.image_size = input_size(backbone, spec.image_size or spec.kwargs.get("img_size"))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (b, classes) of images (b, c, h, w) in [0, 1]."""
-        return self.backbone((images - self.mean) / self.std)
+        """Logits (b, classes), in the backbone's dtype, of images (b, c, h, w) in [0, 1] of any."""
+        normalised = (images - self.mean) / self.std
+        return self.backbone(normalised.to(next(self.backbone.parameters()).dtype))
 
 
 def build_model(spec: ModelSpec) -> Classifier:

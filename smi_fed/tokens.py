@@ -184,7 +184,7 @@ def attention_to_patches(vit: TokenModel, patches: Tensor, positions: Tensor) ->
     module: Any = vit.attn_pool if vit.attn_pool is not None else vit.blocks[-1].attn
     with _listening(module) as heard:
         forward_patches(vit, patches, positions)
-    q, k = heard["q"], heard["k"]
+    q, k = (heard[each].to(torch.promote_types(heard[each].dtype, torch.float32)) for each in ("q", "k"))
     if heard["rope"] is not None:
         q, k = (_rotated(module, each, heard["rope"]) for each in (q, k))
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # heads that share their keys

@@ -255,3 +255,21 @@ def test_accuracy_by_hand():
     for right in range(8):
         labels = torch.tensor(named[:right] + wrong[right:])
         assert accuracy(model, ImageSet(images, labels, ("a", "b", "c"))) == pytest.approx(right / 7)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_classifier_takes_images_of_any_dtype(kind, dtype):
+    model = small_vit() if kind == "vit" else masked_model(kind)
+    images = torch.rand(6, 3, *model.image_size, generator=seeded())
+    expected = model(images).detach()
+    bound = 0.05 * float(expected.abs().max())
+    for part in ("backbone", "whole"):
+        other = copy.deepcopy(model)
+        (other.backbone if part == "backbone" else other).to(dtype)
+        for shown in (images, images.to(dtype)):
+            found = other(shown).detach()
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.float(), expected, atol=bound, rtol=0)
+        torch.testing.assert_close(predict(other, images), expected, atol=bound, rtol=0)
+    torch.testing.assert_close(model(images.to(dtype)).detach(), expected, atol=bound, rtol=0)
