@@ -65,8 +65,10 @@ class Classifier(nn.Module):
         self.image_size = inputs.image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (b, classes) of images (b, c, h, w) in [0, 1]."""
-        return logits_of(self.backbone((images - self.mean) / self.std))
+        """Logits (b, classes), in the backbone's dtype, of images (b, c, h, w) in [0, 1] of any."""
+        normalised = (images - self.mean) / self.std
+        dtype = next(self.backbone.parameters(), normalised).dtype
+        return logits_of(self.backbone(normalised.to(dtype)))
 
 
 def _inputs_of(backbone: nn.Module, spec: ModelSpec) -> Inputs:

@@ -111,9 +111,14 @@ class Pool:
 
 
 def start_from(last: SparseImages, targets: Tensor) -> SparseImages | None:
-    """`last` as a start for `targets` (b,): each image for a target of its own class, none twice; None if none fits."""
+    """`last` as a start for `targets` (b,): each image for a target of its own class, none twice; None if none fits.
+
+    Of the images of one trajectory (rebirth) the last one is a start: it holds what all became.
+    """
     if last.targets.ndim != 1:
         return None
+    ends = {trajectory: row for row, trajectory in enumerate(last.ids.tolist())}
+    last = last.select(torch.tensor(sorted(ends.values()), dtype=torch.long))
     waiting: dict[int, list[int]] = {}
     for place, target in enumerate(targets.tolist()):
         waiting.setdefault(target, []).append(place)

@@ -198,7 +198,7 @@ def attention_to_patches(vit: TokenModel, patches: Tensor, positions: Tensor) ->
     with _listening(module) as heard:
         forward_patches(vit, patches, positions)
     require({"q", "k", "rope"} <= heard.keys(), "model", f"one whose {type(module).__name__} cannot be heard", REMEDY)
-    q, k = heard["q"], heard["k"]
+    q, k = (heard[each].to(torch.promote_types(heard[each].dtype, torch.float32)) for each in ("q", "k"))
     if heard["rope"] is not None:
         q, k = (_rotated(module, each, heard["rope"]) for each in (q, k))
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # heads that share their keys

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from smi_fed.checks import is_integer, is_number, require, require_choice
 from smi_fed.data import ImageSet
+from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
 
 
@@ -64,7 +65,7 @@ class TrainingConfig:
 
 
 class Optimiser:
-    """Torch's optimisers for one model, with warm-up and cosine decay of their rates.
+    """Muon and AdamW for one model, with warm-up and cosine decay of their rates.
 
     A small ViT from random weights learns several times faster when its hidden matrices are
     stepped by Muon (Jordan et al., 2024: momentum, then the nearest orthogonal matrix) than
@@ -82,7 +83,7 @@ class Optimiser:
         adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
         self.parts: list[torch.optim.Optimizer] = [adamw]
         if hidden:
-            self.parts.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+            self.parts.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(part, _rate(config)) for part in self.parts]
 
     def step(self, loss: Tensor) -> None:
@@ -120,6 +121,27 @@ def draw_shift(count: int, largest: int, generator: torch.Generator) -> Tensor |
     return torch.randint(-largest, largest + 1, (2, count), generator=generator).T if largest else None
 
 
+@contextmanager
+def seeded_torch(generator: torch.Generator) -> Iterator[None]:
+    """What draws from torch's own state inside, such as dropout, is a function of the state of `generator`.
+
+    Nothing is taken from `generator`: its draws are the same with dropout and without. Torch's
+    state, on the CPU and on CUDA devices, is as before afterwards.
+    """
+    if generator is torch.default_generator:
+        yield
+        return
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=copy, device=copy.device))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices not yet in use
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images (b, c, h, w), labels (b,)) -> scalar."""
 
@@ -141,6 +163,7 @@ def train(
     """Train in place on the model's own device; leaves it in evaluation mode.
 
     Args:
+        generator: source of every random choice, those of dropout and stochastic depth too.
         loss: what is minimised.
 
     Returns:
@@ -156,14 +179,15 @@ def train(
     optimiser = Optimiser(model, config)
     losses = []
     model.train()
-    for step in range(config.steps):
-        rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
-        batch = shift_images(images[rows], config.jitter, generator)
-        now = loss(model, batch, labels[rows])
-        optimiser.step(now)
-        losses.append(now.detach())
-        if progress is not None:
-            progress(step + 1, losses[-1])
+    with seeded_torch(generator):
+        for step in range(config.steps):
+            rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
+            batch = shift_images(images[rows], config.jitter, generator)
+            now = loss(model, batch, labels[rows])
+            optimiser.step(now)
+            losses.append(now.detach())
+            if progress is not None:
+                progress(step + 1, losses[-1])
     model.eval()
     return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
 

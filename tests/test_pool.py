@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from smi_fed.checks import SettingError
+from smi_fed.inversion import InversionConfig, invert
 from smi_fed.pool import Pool, PoolConfig, start_from
 from tests.test_sparse_images import sparse
 
@@ -112,6 +113,35 @@ def test_a_start_never_uses_an_image_twice_nor_gives_a_place_two(seed):
     assert len(set(rows)) == len(rows)
     counts = [torch.bincount(each, minlength=3) for each in (last.targets, targets)]
     assert len(start) == int(torch.minimum(*counts).sum())  # and leaves none that would do
+
+
+def test_a_trajectory_gives_one_start_the_image_finished_last():
+    last = images(6, seed=3, targets=[3, 3, 3, 1, 1, 3])
+    last.ids.copy_(torch.tensor([0, 0, 0, 1, 1, 2]))
+    start = start_from(last, torch.tensor([3, 3, 3, 3, 1, 1]))
+    assert dict(zip(start.ids.tolist(), start.targets.tolist(), strict=True)) == {0: 3, 1: 3, 4: 1}
+    sources = {0: 2, 1: 5, 4: 4}
+    for image, place in zip(start.images, start.ids.tolist(), strict=True):
+        assert torch.equal(image, last.images[sources[place]])
+
+
+def test_a_rebirth_goes_on_from_where_its_trajectories_ended(vit, generator):
+    config = InversionConfig.paper(iterations=6, schedule="2:0.5,4:0.5", rebirth=True, jitter=0)
+    targets = torch.tensor([2, 0, 2])
+    last = invert(vit, targets, config, generator=generator)
+    assert last.ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    start = start_from(last, targets)
+    assert torch.equal(start.images, last.images[[2, 5, 8]])
+    assert start.ids.tolist() == [0, 1, 2]
+    # A trajectory's last image shows every patch as it was when it detached.
+    whole = torch.zeros_like(start.images, dtype=torch.bool)
+    for row in range(9):
+        own = last.mask[row].repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, -1, -1)
+        trajectory = row // 3
+        assert torch.equal(start.images[trajectory][own], last.images[row][own])
+        whole[trajectory] |= own
+    assert bool(whole.all())
+    assert len(invert(vit, targets, config, generator=generator, warm=start)) == 9
 
 
 def test_there_is_no_start_where_none_fits():

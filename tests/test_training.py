@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from smi_fed.checks import SettingError
 from smi_fed.data import ImageSet
 from smi_fed.models import build_model
-from smi_fed.training import Optimiser, TrainingConfig, accuracy, predict, shift_images, train
+from smi_fed.muon import Muon
+from smi_fed.training import Optimiser, TrainingConfig, accuracy, predict, seeded_torch, shift_images, train
 from tests.models import masked_model, small_spec, small_vit
 
 QUICK = TrainingConfig(steps=40, batch_size=16)
@@ -57,6 +58,49 @@ def test_same_generator_same_weights():
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
+RANDOM_PARTS = {"drop_rate": 0.3, "pos_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.5}
+
+
+@pytest.mark.parametrize("part", [*RANDOM_PARTS, None])
+def test_random_parts_of_a_model_follow_the_generator(part):
+    """Whatever torch's own state is; and that one stays as it is."""
+    kwargs = {} if part is None else {part: RANDOM_PARTS[part]}
+    start = build_model(small_spec(num_classes=2, **kwargs))
+    found = []
+    for seed, state in ((3, 0), (3, 1), (4, 0)):
+        model = copy.deepcopy(start)
+        torch.manual_seed(state)
+        expected = torch.rand(3)
+        torch.manual_seed(state)
+        train(model, toys(), TrainingConfig(steps=3, batch_size=8), generator=seeded(seed))
+        assert torch.equal(torch.rand(3), expected)
+        found.append(torch.cat([weight.flatten() for weight in model.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_random_parts_take_no_draw_of_the_generator():
+    generator, ones = seeded(5), torch.ones(1000)
+    with seeded_torch(generator):
+        first, second = (torch.nn.functional.dropout(ones) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(generator.get_state(), seeded(5).get_state())
+    torch.rand((), generator=generator)
+    with seeded_torch(generator):
+        assert not torch.equal(torch.nn.functional.dropout(ones), first)
+
+
+def test_random_parts_know_torchs_own_generator():
+    """Its state is what they draw from anyway, and it has to go on."""
+    torch.manual_seed(2)
+    before = torch.default_generator.get_state()
+    expected = torch.rand(4)
+    torch.manual_seed(2)
+    with seeded_torch(torch.default_generator):
+        assert torch.equal(torch.rand(4), expected)
+    assert not torch.equal(torch.default_generator.get_state(), before)
+
+
 def test_nothing_to_train_on():
     model = fresh()
     before = copy.deepcopy(model.state_dict())
@@ -96,7 +140,7 @@ def test_muon_steps_the_hidden_matrices_and_nothing_else(name, hidden):
     names = {id(weight): key for key, weight in model.named_parameters()}
     groups = [[names[id(weight)] for group in part.param_groups for weight in group["params"]] for part in parts]
     assert sorted(key for group in groups for key in group) == sorted(names.values())
-    assert type(parts[0]) is torch.optim.AdamW
+    assert [type(part) for part in parts] == [torch.optim.AdamW, *([Muon] if hidden else [])]
     matrices = [f"backbone.blocks.0.{key}.weight" for key in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert groups[1:] == ([matrices] if hidden else [])
 
@@ -211,3 +255,21 @@ def test_accuracy_by_hand():
     for right in range(8):
         labels = torch.tensor(named[:right] + wrong[right:])
         assert accuracy(model, ImageSet(images, labels, ("a", "b", "c"))) == pytest.approx(right / 7)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_classifier_takes_images_of_any_dtype(kind, dtype):
+    model = small_vit() if kind == "vit" else masked_model(kind)
+    images = torch.rand(6, 3, *model.image_size, generator=seeded())
+    expected = model(images).detach()
+    bound = 0.05 * float(expected.abs().max())
+    for part in ("backbone", "whole"):
+        other = copy.deepcopy(model)
+        (other.backbone if part == "backbone" else other).to(dtype)
+        for shown in (images, images.to(dtype)):
+            found = other(shown).detach()
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.float(), expected, atol=bound, rtol=0)
+        torch.testing.assert_close(predict(other, images), expected, atol=bound, rtol=0)
+    torch.testing.assert_close(model(images.to(dtype)).detach(), expected, atol=bound, rtol=0)

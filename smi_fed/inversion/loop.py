@@ -117,7 +117,7 @@ def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
         with torch.enable_grad():
             seen = clean_view(shown, state.kept, state.canvas, problem.teacher)
             loss = view_loss(problem, state, seen, shown, touching)
-            (gradient,) = torch.autograd.grad(loss.sum(), shown)
+            (gradient,) = torch.autograd.grad(loss.sum() * problem.loss_scale, shown)
         return gradient.abs().sum((2, 3, 4))
 
     view = clean_view(patches, state.kept, state.canvas, problem.teacher)
@@ -143,10 +143,14 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
     try:
         loss = objective(problem, state, touching)
         # A sum, not a mean: an image's gradient must not shrink with the size of its batch.
-        loss.sum().backward()
+        (loss.sum() * problem.loss_scale).backward()
     finally:
         for parameter in state.parameters.values():
             parameter.requires_grad_(False)
+    if problem.loss_scale != 1:
+        for parameter in state.parameters.values():
+            assert parameter.grad is not None
+            parameter.grad /= problem.loss_scale
     still = early_stop.done(problem, state) if problem.config.patience else None
     adam_step(state.parameters, state.moments, state.age, problem.config, still)
     for parameter in state.parameters.values():
@@ -171,7 +175,7 @@ def view_loss(problem: Problem, state: State, view: View, patches: Tensor, touch
     config, teacher, dtype = problem.config, problem.teacher, view.patches.dtype
     with problem.autocast(), problem.listening() as seen:
         logits, layers = (teacher.logits(view), []) if problem.statistics is None else teacher.features(view)
-    loss = losses.classification(logits.to(dtype), state.targets)
+    loss = losses.classification(logits, state.targets)
     if config.tv:
         loss = loss + config.tv * losses.total_variation(patches, touching)
     if problem.statistics is not None:

@@ -18,6 +18,9 @@ from smi_fed.inversion.parametrisation import Parameters, Parametrisation
 from smi_fed.inversion.teacher import Teacher
 from smi_fed.sparse_images import SparseImages
 
+FLOAT16_SCALE = 2.0**8
+"""Gradients in float16 lie between 6e-8, where an image that the teacher is sure of gets, and 65504."""
+
 
 @dataclass
 class State:
@@ -87,10 +90,15 @@ class Problem:
     warm: SparseImages | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Where the teacher computes: in bfloat16 if the settings say so; pixels keep their dtype."""
-        if self.config.precision == "float32":
+        """Where the teacher computes: a float32 one in bfloat16 if the settings say so; pixels keep their dtype."""
+        if self.config.precision == "float32" or self.teacher.dtype != torch.float32:
             return nullcontext()
         return torch.autocast(self.teacher.mean.device.type, torch.bfloat16)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by for a backward pass, and its gradients divided by; a power of two."""
+        return FLOAT16_SCALE if self.teacher.dtype == torch.float16 else 1.0
 
     def is_open(self, state: State) -> bool:
         """Whether no stop is to come in `state`: its images may leave, and others of its kind join."""

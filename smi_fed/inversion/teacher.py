@@ -39,7 +39,8 @@ class Teacher(Protocol):
     Attributes:
         grid: (rows, columns) of patches; patch_size: (ph, pw) pixels.
         channels, classes: sizes of input and logits.
-        mean, std: (c, 1, 1) normalisation of pixels in [0, 1].
+        mean, std: (c, 1, 1) normalisation of pixels in [0, 1]; on the device and in the dtype of pixels.
+        dtype: of the model's weights. Pixels and logits are float32 where it is less.
         needs_canvas: whether views have to carry stopped patches too.
         backbone: the model itself, for who listens to its layers.
         prefix_tokens: tokens before the patches in `features`; -1 where there are no features.
@@ -51,6 +52,7 @@ class Teacher(Protocol):
     classes: int
     mean: Tensor
     std: Tensor
+    dtype: torch.dtype
     needs_canvas: bool
     backbone: Any
     prefix_tokens: int
@@ -89,14 +91,16 @@ class _Adapter:
             mean, std = (torch.tensor(value).view(-1, 1, 1) for value in pair)
         require(is_integer(self.classes) and self.classes > 0, "model.num_classes", self.classes, "an int >= 1")
         reference = next(backbone.parameters(), mean)
-        self.mean, self.std = mean.to(reference), std.to(reference)
+        self.dtype = reference.dtype
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.mean, self.std = (each.to(reference.device, wide) for each in (mean, std))
 
     def _whole(self, logits: Any) -> Tensor:
-        """The same logits, where they are ones of whole images: not maps, tuples or unpooled tokens."""
+        """The same logits in the pixels' dtype, where they are ones of whole images: not maps, tuples or tokens."""
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         good = isinstance(logits, Tensor) and logits.shape[1:] == (self.classes,)
         require(good, "model", shape, f"one that answers with logits (b, {self.classes})")
-        return logits
+        return logits.to(self.mean.dtype)
 
 
 class TokenTeacher(_Adapter):
@@ -109,7 +113,7 @@ class TokenTeacher(_Adapter):
         self.prefix_tokens = self.backbone.num_prefix_tokens
 
     def logits(self, view: View) -> Tensor:
-        return self._whole(tokens.forward_patches(self.backbone, view.patches, view.positions))
+        return self._whole(tokens.forward_patches(self.backbone, view.patches.to(self.dtype), view.positions))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         with tokens.token_features(self.backbone) as outputs:
@@ -118,7 +122,7 @@ class TokenTeacher(_Adapter):
 
     def importance(self, view: View, targets: Tensor) -> Tensor:
         if tokens.reads_attention(self.backbone):
-            return tokens.attention_to_patches(self.backbone, view.patches, view.positions)
+            return tokens.attention_to_patches(self.backbone, view.patches.to(self.dtype), view.positions)
         return saliency(self, view, targets)
 
 
@@ -134,7 +138,7 @@ class MaskedTeacher(_Adapter):
     def logits(self, view: View) -> Tensor:
         canvas = view.patches.new_empty(view.patches.shape) if view.canvas is None else view.canvas
         pixels = tokens.to_images(tokens.put(canvas, view.positions, view.patches), self.grid)
-        return self._whole(logits_of(self.backbone(pixels)))
+        return self._whole(logits_of(self.backbone(pixels.to(self.dtype))))
 
     def features(self, view: View) -> tuple[Tensor, list[Tensor]]:
         raise ValueError("statistics: this model has no patch tokens to compare with; got a masked teacher")

@@ -82,7 +82,7 @@ def pack_reply(
 
     Args:
         spec: what the weights are of.
-        weights: state dict of a `Classifier` or of a plain timm model.
+        weights: state dict of a `Classifier` or of a plain timm model, see `sendable`.
         num_examples, train_loss: of the training.
         name: how the client wants to be called in reports; the node's id where empty.
         label_counts: examples per class; without them the server assumes as many of each.
@@ -93,7 +93,7 @@ def pack_reply(
         metrics[LABEL_COUNTS] = label_counts
     content = RecordDict(
         {
-            ARRAYS: ArrayRecord({key: value.detach().cpu() for key, value in weights.items()}),
+            ARRAYS: ArrayRecord({key: sendable(value) for key, value in weights.items()}),
             METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
             MODEL: ConfigRecord({SCHEMA: SCHEMA_VERSION, SPEC: spec.to_json(), NAME: name}),
         }
@@ -101,6 +101,15 @@ def pack_reply(
     if statistics is not None:
         content[STATISTICS] = pack_statistics(statistics)
     return content
+
+
+def sendable(weight: Tensor) -> Tensor:
+    """A weight as it travels: on the CPU, and in float32 where it has less.
+
+    The server builds every model in float32, and numpy knows no bfloat16.
+    """
+    weight = weight.detach().cpu()
+    return weight.float() if weight.is_floating_point() and weight.element_size() < 4 else weight
 
 
 def pack_statistics(statistics: FeatureStatistics) -> ArrayRecord:
@@ -128,7 +137,7 @@ def pack_fit(
         metrics[LABEL_COUNTS] = json.dumps(label_counts)
     if statistics is not None:
         metrics[STATISTICS] = save({key: array_tensor(a) for key, a in pack_statistics(statistics).items()})
-    return [value.detach().cpu().numpy() for value in weights.values()], num_examples, metrics
+    return [sendable(value).numpy() for value in weights.values()], num_examples, metrics
 
 
 def array_tensor(array: Array) -> Tensor:
