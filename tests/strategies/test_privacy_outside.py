@@ -4,7 +4,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 from flwr.server import strategy as legacy
 from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp import strategy as flower
@@ -130,7 +130,7 @@ def test_what_cannot_be_seen():
             return found
 
     messages = Threaded(ours, 0.0, 1.0, 3).configure_train(
-        1, ArrayRecord(ours.core.weights), ConfigRecord(), InProcessGrid(client, PLACES)
+        1, ours.initial_arrays, ConfigRecord(), InProcessGrid(client, PLACES)
     )
     assert len(messages) == 3
 
