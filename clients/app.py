@@ -11,7 +11,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.rounds import Asked, Keeper, loss_of
+from clients.rounds import OwnModels, TrainRequest, loss_of
 from smi_fed.alignment import resize
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet, load_images, partition
@@ -42,9 +42,9 @@ def train_and_reply(message: Message, context: Context) -> Message:
     arch = context.node_config.get("arch")
     spec = settings.model.of_client(number, None if arch is None else str(arch))
     data = own_images(settings, number, int(context.node_config.get("num-partitions", 1)), spec)
-    asked = Asked(message, settings.model.student)
-    model, loss = train_round(settings, number, spec, data, asked, Keeper(context, number))
-    log.info("client %d, round %d: %s on %d images, loss %.3f", number, asked.round, spec.name, len(data), loss)
+    request = TrainRequest(message, settings.model.student)
+    model, loss = train_round(settings, number, spec, data, request, OwnModels(context, number))
+    log.info("client %d, round %d: %s on %d images, loss %.3f", number, request.round, spec.name, len(data), loss)
     content = pack_reply(
         spec,
         model.state_dict(),
@@ -58,26 +58,26 @@ def train_and_reply(message: Message, context: Context) -> Message:
 
 
 def train_round(
-    settings: Settings, number: int, spec: ModelSpec, data: ImageSet, asked: Asked, keeper: Keeper
+    settings: Settings, number: int, spec: ModelSpec, data: ImageSet, request: TrainRequest, own: OwnModels
 ) -> tuple[Classifier, float]:
     """The client's model after this round, and its loss.
 
     A client of the student's architecture goes on from the student; another from its own
-    model of the round before, if it has one.
+    newest model, if it has one: that of the last round in which it was asked.
     """
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
-    question = asked.digest(settings.seed, number, spec, settings.data, settings.client)
-    known = keeper.answer(asked.round, question)
+    question = request.digest(settings.seed, number, spec, settings.data, settings.client)
+    known = own.answer(request.round, question, model)
     if known is not None:
         model.load_state_dict(known[0])
         return model.eval(), known[1]
-    before = asked.weights if asked.fits(model) else keeper.before(asked.round)
+    before = request.weights if request.fits(model) else own.newest_before(request.round, model)
     if before is not None:
         model.load_state_dict(before)
-    generator = seeded(settings.seed, number, *([asked.round] if asked.round > 1 else []))
-    loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, asked))
-    keeper.keep(asked.round, question, model, loss)
+    generator = seeded(settings.seed, number, *([request.round] if request.round > 1 else []))
+    loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, request))
+    own.save(request.round, question, model, loss)
     return model, loss
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from smi_fed.alignment import class_positions, resize
 from smi_fed.checks import require
 from smi_fed.config import Settings
 from smi_fed.distillation import distillation_loss
-from smi_fed.files import load_tensors, save_tensors, writable_directory
+from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.training import Loss, cross_entropy
 
@@ -24,7 +25,7 @@ STATE = "smi-fed.own-model"
 Weights = dict[str, Tensor]
 
 
-class Asked:
+class TrainRequest:
     """What the server sent: the round, the student's weights, FedProx's mu."""
 
     def __init__(self, message: Message, student: ModelSpec) -> None:
@@ -43,8 +44,7 @@ class Asked:
 
     def fits(self, model: Classifier) -> bool:
         """Whether `model` has the student's architecture and classes, so that it can go on from its weights."""
-        own = {key: value.shape for key, value in model.state_dict().items()}
-        same = own == {key: value.shape for key, value in self.weights.items()}
+        same = shapes(model.state_dict()) == shapes(self.weights)
         return same and class_positions(model.spec, self.student_spec) == tuple(range(self.student_spec.num_classes))
 
     def digest(self, *more: object) -> str:
@@ -55,20 +55,20 @@ class Asked:
         return found.hexdigest()
 
 
-def loss_of(settings: Settings, model: Classifier, asked: Asked) -> Loss:
+def loss_of(settings: Settings, model: Classifier, request: TrainRequest) -> Loss:
     """What this client minimises in this round.
 
     From the student's weights: cross-entropy, and FedProx's term where the server asks for
     it (Li et al., 2020). With a model of its own: cross-entropy and, from round 2 on,
     T^2 KL from the student over its own images (mutual learning's half of FML, Shen et al., 2020).
     """
-    if asked.fits(model):
-        return _proximal(model, asked.proximal_mu) if asked.proximal_mu else cross_entropy
+    if request.fits(model):
+        return _proximal(model, request.proximal_mu) if request.proximal_mu else cross_entropy
     weight, temperature = settings.client.student_weight, settings.client.student_temperature
-    if asked.round == 1 or not weight:  # the first student has random weights
+    if request.round == 1 or not weight:  # the first student has random weights
         return cross_entropy
-    student = asked.student()
-    places = torch.tensor(class_positions(model.spec, asked.student_spec))
+    student = request.student()
+    places = torch.tensor(class_positions(model.spec, request.student_spec))
 
     def loss(own: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         logits = own(images)
@@ -90,48 +90,80 @@ def _proximal(model: Classifier, mu: float) -> Loss:
     return loss
 
 
-class Keeper:
-    """A client's own model between rounds.
+class OwnModels:
+    """A client's own models between rounds.
 
-    In a directory of the client's own (run config `client-state`, an absolute path) it also
-    outlives the run: a server that was killed may ask for a round again, and the client
-    answers from what it has. Without one it lives in Flower's context.
+    In a directory of the client's own (run config `client-state`, an absolute path) they also
+    outlive the run: a server that was killed may ask for a round again, and the client
+    answers from what it has. Without one the newest lives in Flower's context.
+
+    Raises:
+        SettingError: a relative path.
+        FileFormatError: from the methods that read, a file that is damaged or of another
+            model; the message names it.
     """
 
     def __init__(self, context: Context, number: int) -> None:
         self.context = context
-        asked = str(context.run_config.get("client-state", ""))
-        require(not asked or Path(asked).is_absolute(), "client-state", asked, "an absolute path")
-        self.directory = writable_directory(Path(asked) / f"client-{number}") if asked else None
+        wanted = str(context.run_config.get("client-state", ""))
+        require(not wanted or Path(wanted).is_absolute(), "client-state", wanted, "an absolute path")
+        self.directory = writable_directory(Path(wanted) / f"client-{number}") if wanted else None
 
-    def path(self, server_round: int) -> Path | None:
-        """The file of one round."""
-        return None if self.directory is None else self.directory / f"round{server_round}.safetensors"
+    def newest_before(self, server_round: int, model: Classifier) -> Weights | None:
+        """The weights after the last round before this one in which the client was asked; None if there was none.
 
-    def before(self, server_round: int) -> Weights | None:
-        """The weights after the round before; None where there was none."""
-        path = self.path(server_round - 1)
-        if path is not None:
-            return load_tensors(path, FORMAT, VERSION)[0] if path.exists() else None
-        kept = self.context.state.get(STATE)
-        return kept.to_torch_state_dict() if isinstance(kept, ArrayRecord) else None
+        Args:
+            model: what the weights are for.
+        """
+        if self.directory is None:
+            kept = self.context.state.get(STATE)
+            return kept.to_torch_state_dict() if isinstance(kept, ArrayRecord) else None
+        earlier = [each for each in self._rounds() if each < server_round]
+        return self._read(self._path(max(earlier)), model)[0] if earlier else None
 
-    def answer(self, server_round: int, question: str) -> tuple[Weights, float] | None:
+    def answer(self, server_round: int, question: str, model: Classifier) -> tuple[Weights, float] | None:
         """Weights and loss if this very question was answered before."""
-        path = self.path(server_round)
-        if path is None or not path.exists():
+        if self.directory is None or server_round not in self._rounds():
             return None
-        weights, metadata = load_tensors(path, FORMAT, VERSION)
+        weights, metadata = self._read(self._path(server_round), model)
         return (weights, float(metadata["loss"])) if metadata["question"] == question else None
 
-    def keep(self, server_round: int, question: str, model: Classifier, loss: float) -> None:
-        """Keep the model after this round, and in a directory the one before it too."""
-        path = self.path(server_round)
-        if path is None or self.directory is None:
+    def save(self, server_round: int, question: str, model: Classifier, loss: float) -> None:
+        """Keep the model after this round, and in a directory the newest one before it.
+
+        Models of later rounds go too: the server has gone back, and they are not what it goes on from.
+        """
+        if self.directory is None:
             self.context.state[STATE] = ArrayRecord(model.state_dict())  # type: ignore[arg-type]
             return
-        save_tensors(path, model.state_dict(), FORMAT, VERSION, question=question, loss=repr(loss))
-        older = [self.path(each) for each in range(1, server_round - 1)]
-        for each in older:
-            if each is not None:
-                each.unlink(missing_ok=True)
+        save_tensors(self._path(server_round), model.state_dict(), FORMAT, VERSION, question=question, loss=repr(loss))
+        rounds = self._rounds()
+        before = max((each for each in rounds if each < server_round), default=None)
+        for each in rounds:
+            if each not in (server_round, before):
+                self._path(each).unlink(missing_ok=True)
+
+    def _path(self, server_round: int) -> Path:
+        assert self.directory is not None
+        return self.directory / f"round{server_round}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        """Rounds of which a model stands in the directory."""
+        assert self.directory is not None
+        found = (re.fullmatch(r"round(\d+)\.safetensors", path.name) for path in self.directory.iterdir())
+        return sorted(int(each[1]) for each in found if each)
+
+    def _read(self, path: Path, model: Classifier) -> tuple[Weights, dict[str, str]]:
+        remedy = "; remove it or choose another client-state"
+        try:
+            weights, metadata = load_tensors(path, FORMAT, VERSION)
+        except FileFormatError as error:
+            raise FileFormatError(f"{error}{remedy}") from error
+        if shapes(weights) != shapes(model.state_dict()):
+            raise FileFormatError(f"{path}: weights of another model than {model.spec.name}{remedy}")
+        return weights, metadata
+
+
+def shapes(weights: Weights) -> dict[str, torch.Size]:
+    """The shape of each tensor by name."""
+    return {key: value.shape for key, value in weights.items()}

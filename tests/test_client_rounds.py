@@ -7,8 +7,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch.nn import functional as F
 
-from clients.rounds import Asked, Keeper, loss_of
-from smi_fed.checks import SettingError
+from clients.rounds import TrainRequest, loss_of
 from smi_fed.data import ImageSet
 from smi_fed.models import build_model
 from smi_fed.training import TrainingConfig, train
@@ -23,7 +22,7 @@ def asked(server_round=2, weights=None, spec=STUDENT, **config):
         "arrays": ArrayRecord(weights),
         "config": ConfigRecord({"server-round": server_round, **config}),
     })  # fmt: skip
-    return Asked(SimpleNamespace(content=content), spec)
+    return TrainRequest(SimpleNamespace(content=content), spec)
 
 
 def settings(weight=0.5, temperature=2.0):
@@ -106,45 +105,6 @@ def test_the_student_teaches_what_the_labels_do_not_say():
             wanted = student(data.images).softmax(1)
             gaps.append(float(F.kl_div(model(data.images).log_softmax(1), wanted, reduction="batchmean")))
     assert gaps[1] < 0.5 * gaps[0]
-
-
-def context(directory=""):
-    return SimpleNamespace(run_config={"client-state": str(directory)}, state=RecordDict())
-
-
-def test_a_model_is_kept_in_the_context_or_in_a_directory(tmp_path):
-    model = small_vit()
-    for keeper in (Keeper(context(), 1), Keeper(context(tmp_path), 1)):
-        assert keeper.before(1) is None
-        keeper.keep(1, "question", model, 0.5)
-        before = keeper.before(2)
-        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_only_the_very_same_question_is_answered_from_memory(tmp_path):
-    keeper = Keeper(context(tmp_path), 1)
-    keeper.keep(2, "question", small_vit(), 0.25)
-    again = Keeper(context(tmp_path), 1)
-    weights, loss = again.answer(2, "question")
-    assert loss == 0.25
-    assert torch.equal(weights["backbone.head.bias"], small_vit().state_dict()["backbone.head.bias"])
-    assert again.answer(2, "another") is None
-    assert again.answer(3, "question") is None
-    assert Keeper(context(tmp_path), 2).answer(2, "question") is None
-    assert Keeper(context(), 1).answer(2, "question") is None
-
-
-def test_two_rounds_are_kept_and_older_ones_go(tmp_path):
-    keeper = Keeper(context(tmp_path), 1)
-    for number in (1, 2, 3):
-        keeper.keep(number, "q", small_vit(), 0.0)
-    names = sorted(path.name for path in (tmp_path / "client-1").iterdir())
-    assert names == ["round2.safetensors", "round3.safetensors"]
-
-
-def test_a_relative_directory_is_refused():
-    with pytest.raises(SettingError, match="client-state: got 'here', allowed: an absolute path"):
-        Keeper(context("here"), 1)
 
 
 def test_questions_differ_by_round_settings_and_weights():

@@ -37,7 +37,7 @@ def test_the_digits_are_all_there_and_each_is_train_or_test():
     train, test = digits(8)
     theirs = load_digits()
     everything = torch.tensor(theirs.images, dtype=torch.float32)[:, None] / 16
-    assert rows(train, test) == rows(ImageSet(everything, LABELS[:1].expand(1797), ()))
+    assert rows(train, test) == rows(ImageSet(everything, LABELS[:1].expand(1797), ("any",)))
     for image, label in zip(test.images[:20], test.labels[:20], strict=True):
         same = (everything == image).flatten(1).all(1).nonzero()[:, 0].tolist()
         assert int(label) in theirs.target[same]
@@ -81,6 +81,14 @@ def test_images_that_do_not_fit_their_labels(shape, labels):
         ImageSet(torch.rand(shape), torch.zeros(labels, dtype=torch.long), ("a",))
 
 
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 1], [7, 0]])
+def test_labels_beyond_the_classes(labels):
+    with pytest.raises(
+        SettingError, match=rf"labels: got \[{max(labels, key=lambda each: abs(each - 0.5))}\], allowed: 0 to 1"
+    ):
+        ImageSet(torch.rand(2, 1, 2, 2), torch.tensor(labels), ("a", "b"))
+
+
 def test_masks_go_with_their_images():
     masks = torch.rand(4, 2, 3) > 0.5
     data = ImageSet(torch.rand(4, 1, 2, 3), torch.tensor([0, 1, 1, 0]), ("a", "b"), masks)
@@ -99,6 +107,8 @@ def test_masks_go_with_their_images():
         ("channels", 2, "1 | 3"), ("channels", 0, "1 | 3"),
         ("test_fraction", 0.0, "inside (0, 1)"), ("test_fraction", 1.0, "inside (0, 1)"),
         ("test_fraction", float("nan"), "inside (0, 1)"), ("test_fraction", "0.2", "inside (0, 1)"),
+        ("background", -0.1, "in [0, 1]"), ("background", 1.1, "in [0, 1]"), ("background", "white", "in [0, 1]"),
+        ("background", float("nan"), "in [0, 1]"),
         ("alpha", 0, "a number > 0"), ("alpha", -1.0, "a number > 0"), ("alpha", float("inf"), "a number > 0"),
         ("classes_per_partition", 0, "an int >= 1"), ("classes_per_partition", 1.5, "an int >= 1"),
     ],
@@ -174,12 +184,29 @@ def test_iid_partitions_are_alike_and_dirichlets_are_not():
 
 @pytest.mark.parametrize("partitions", [0, -1, 2.0, True])
 def test_a_number_of_partitions_that_cannot_be(partitions):
-    with pytest.raises(SettingError, match=f"partitions: got {partitions}, allowed: an int >= 1"):
+    with pytest.raises(SettingError, match=f"num-partitions: got {partitions}, allowed: an int >= 1"):
         partition(LABELS, DataConfig(), partitions, 0)
 
 
+@every_scheme
+def test_more_clients_than_images(scheme):
+    with pytest.raises(SettingError, match="num-partitions: got 21, allowed: at most 20, a training image for each"):
+        partition(LABELS[:20], SCHEMES[scheme], 21, 0)
+    few = replace(SCHEMES[scheme], classes_per_partition=1)
+    parts = partition(LABELS[:20], few, 20, 0)
+    assert len(parts) == 20
+    assert len(set(np.concatenate(parts).tolist())) == sum(map(len, parts)) == 20
+    assert scheme == "dirichlet" or [len(part) for part in parts] == [1] * 20
+
+
+def test_a_class_of_fewer_images_than_clients_that_share_it():
+    reason = "data.classes_per_partition: got 2, allowed: fewer, or fewer than 20 clients: some class has fewer images"
+    with pytest.raises(SettingError, match=reason):
+        partition(LABELS[:20], SCHEMES["pathological"], 20, 0)
+
+
 def test_more_classes_per_partition_than_there_are():
-    with pytest.raises(SettingError, match="classes_per_partition: got 11, allowed: at most the 10 classes"):
+    with pytest.raises(SettingError, match="data.classes_per_partition: got 11, allowed: at most the 10 classes"):
         partition(LABELS, DataConfig(scheme="pathological", classes_per_partition=11), 2, 0)
 
 

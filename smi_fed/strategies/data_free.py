@@ -17,7 +17,7 @@ from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord
 from smi_fed.strategies.watching_grid import WatchingGrid
-from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_from_outside
+from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_privacy_outside
 
 
 class DataFreeDistillation(Strategy):
@@ -49,7 +49,6 @@ class DataFreeDistillation(Strategy):
             strategy, Strategy, DataFreeDistillation, options.get("projection", "ensemble"),
             options.get("refine", False),
         )  # fmt: skip
-        refuse_from_outside(DataFreeDistillation)
         self.strategy = strategy
         self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._sent: list[Message] = []
@@ -85,7 +84,11 @@ class DataFreeDistillation(Strategy):
 
         Nobody is asked again in a round whose replies were all judged before a crash. A
         `WatchingGrid` hands over each reply as it arrives.
+
+        Raises:
+            SettingError: differential privacy stands around this strategy and not inside.
         """
+        refuse_privacy_outside(self)
         server_round += self.done_before
         self._arrays = arrays.copy()
         self.core.student.load_state_dict(arrays.to_torch_state_dict())

@@ -19,15 +19,7 @@ from smi_fed.strategies.admission import claimed_arrays
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord
-from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_from_outside
-
-PRIVATE = (
-    legacy.DifferentialPrivacyServerSideFixedClipping,
-    legacy.DifferentialPrivacyServerSideAdaptiveClipping,
-    legacy.DifferentialPrivacyClientSideFixedClipping,
-    legacy.DifferentialPrivacyClientSideAdaptiveClipping,
-    legacy.DPFedAvgFixed,
-)
+from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_privacy_outside
 
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
@@ -60,7 +52,6 @@ class LegacyDataFreeDistillation(Strategy):
         )  # fmt: skip
         directory = options.get("state_directory")
         require(directory is None, "state_directory", directory, "None, only DataFreeDistillation resumes")
-        refuse_from_outside(LegacyDataFreeDistillation, PRIVATE)
         self.strategy = strategy
         self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._asked: dict[str, ClientProxy] = {}
@@ -84,7 +75,12 @@ class LegacyDataFreeDistillation(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """The inner strategy's instructions; the student starts this round from `parameters`."""
+        """The inner strategy's instructions; the student starts this round from `parameters`.
+
+        Raises:
+            SettingError: differential privacy stands around this strategy and not inside.
+        """
+        refuse_privacy_outside(self)
         self._sent = parameters_to_ndarrays(parameters)
         self.core.student.load_state_dict(self._named(self._sent))
         instructions = self.strategy.configure_fit(server_round, parameters, client_manager)

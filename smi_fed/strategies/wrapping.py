@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedXgbBagging,
-    FedXgbCyclic,
-)
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic
 from flwr.supercore.differential_privacy import (
     KEY_NORM_BIT,
     compute_adaptive_clip_model_update,
@@ -27,13 +20,6 @@ from smi_fed.checks import SettingError, require_choice
 from smi_fed.strategies.round_record import RoundRecord, Verdict, common_metrics
 
 PROJECTIONS = ("ensemble", "per_teacher")
-
-PRIVATE = (
-    DifferentialPrivacyServerSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyClientSideAdaptiveClipping,
-)
 
 
 def layers(strategy: Any) -> Iterator[Any]:
@@ -74,36 +60,31 @@ def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refin
 
 
 def is_private(strategy: Any) -> bool:
-    """Whether this layer promises differential privacy, in either of Flower's strategy APIs."""
-    return isinstance(strategy, PRIVATE) or type(strategy).__name__.startswith("DifferentialPrivacy")
+    """Whether this layer promises differential privacy, in either of Flower's strategy APIs; subclasses do too."""
+    return any(kind.__name__.startswith(("DifferentialPrivacy", "DPFedAvg")) for kind in type(strategy).__mro__)
 
 
-def refuse_from_outside(wrapper: type, bases: tuple[type, ...] = PRIVATE) -> None:
-    """Let differential privacy refuse to be put around `wrapper`.
+def refuse_privacy_outside(strategy: Any) -> None:
+    """Refuse to be driven by a differential privacy strategy around `strategy`; called where clients are chosen.
 
-    Outside it would clip and noise the distilled student as if that were one client's
-    update, and promise a privacy that is not there. Flower gives an inner strategy no way
-    to object, hence this guard in front of its constructors; it is set once.
+    Outside it would clip and noise the distilled student as if that were one client's update,
+    and promise a privacy that is not there. A strategy cannot ask what is around it, but who
+    drives it stands further up the stack of this thread: in its own `configure_train`
+    (`configure_fit`), or in `start` where a layer in between makes its messages later.
+
+    Raises:
+        SettingError: naming both and the order that is right.
     """
-    for base in bases:
-        if wrapper in getattr(base.__init__, "refused", ()):
-            continue
-        base.__init__ = _refusing(base.__init__, wrapper, base.__name__)  # type: ignore[method-assign]
-
-
-def _refusing(construct: Any, wrapper: type, name: str) -> Any:
-    @functools.wraps(construct)
-    def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
-        inner = kwargs.get("strategy", args[0] if args else None)
-        if any(isinstance(layer, wrapper) for layer in layers(inner)):
+    frame = sys._getframe(1)
+    methods = (frame.f_code.co_name, "start")
+    while (frame := frame.f_back) is not None:
+        outer = frame.f_locals.get("self") if frame.f_code.co_name in methods else None
+        if is_private(outer) and any(layer is strategy for layer in layers(outer)):
+            own, name = type(strategy).__name__, type(outer).__name__
             raise SettingError(
-                "strategy", type(inner).__name__, f"the other way round, {wrapper.__name__}({name}(...)): from outside "
-                "it would clip and noise the distilled student, not what a client sent",
+                "strategy", own, f"the other way round, {own}({name}(...)): from outside it would clip and noise the "
+                "distilled student, not what a client sent",
             )  # fmt: skip
-        construct(self, *args, **kwargs)
-
-    guarded.refused = (wrapper, *getattr(construct, "refused", ()))  # type: ignore[attr-defined]
-    return guarded
 
 
 def clipped(
@@ -121,12 +102,13 @@ def clipped(
         strategy: the inner strategy, whichever it is.
     """
     for layer in layers(strategy):
-        name = type(layer).__name__
-        if name.startswith("DifferentialPrivacyClientSide"):
+        kinds = " ".join(kind.__name__ for kind in type(layer).__mro__)
+        if "DifferentialPrivacyClientSide" in kinds:
+            adaptive = "ClientSideAdaptive" in kinds
             if all(np.array_equal(new, old) for new, old in zip(arrays, sent, strict=True)):
-                return arrays, {KEY_NORM_BIT: 0} if "Adaptive" in name else {}  # no norm to divide by
+                return arrays, {KEY_NORM_BIT: 0} if adaptive else {}  # no norm to divide by
             own = [np.array(array, copy=True) for array in arrays]
-            if "Adaptive" in name:
+            if adaptive:
                 bit = compute_adaptive_clip_model_update(own, sent, layer.clipping_norm)
                 return own, {KEY_NORM_BIT: int(bit)}
             compute_clip_model_update(own, sent, layer.clipping_norm)

@@ -26,6 +26,7 @@ class InProcessGrid(Grid):
         self.client, self.nodes, self.run_config = client, dict(nodes), dict(run_config or {})
         self.silent, self.lost = set(silent), set(lost)
         self.replies = {}
+        self.states = {node: RecordDict() for node in self.nodes}  # as a SuperNode keeps them between rounds
 
     def get_node_ids(self):
         return list(self.nodes)
@@ -43,7 +44,7 @@ class InProcessGrid(Grid):
             reply.metadata.__dict__["_src_node_id"] = SUPERLINK
             self.replies[asked] = reply
         elif node not in self.silent:
-            context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
+            context = Context(1, node, self.nodes[node], self.states[node], self.run_config)
             try:
                 reply = self.client(delivered, context)
             except Exception as error:

@@ -195,8 +195,6 @@ def test_client_side_privacy_clips_what_is_projected(monkeypatch):
 def test_what_cannot_be_is_refused_at_construction():
     with pytest.raises(SettingError, match="no per-client sensitivity"):
         wrapped(private())
-    with pytest.raises(SettingError, match="the other way round"):
-        private(around=wrapped())
     with pytest.raises(SettingError, match="boosted trees"):
         wrapped(legacy.FedXgbBagging())
     with pytest.raises(SettingError, match="strategy: got 'object'"):

@@ -1,4 +1,4 @@
-"""Which strategies are refused and why; privacy's guard and clipping; refinement; metrics."""
+"""Which strategies are refused and why; privacy's clipping; refinement; metrics."""
 
 import logging
 from dataclasses import replace
@@ -10,16 +10,23 @@ from flwr.serverapp import strategy as flower
 
 from smi_fed.checks import SettingError
 from smi_fed.strategies import DataFreeDistillation, records
-from smi_fed.strategies.wrapping import PRIVATE, clipped, refuse_from_outside
+from smi_fed.strategies.wrapping import clipped
 from tests.models import small_vit
 from tests.reference import aggregation as by_hand
 from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, quick, run  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick")
 
+PRIVATE = (
+    flower.DifferentialPrivacyServerSideFixedClipping,
+    flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    flower.DifferentialPrivacyClientSideFixedClipping,
+    flower.DifferentialPrivacyClientSideAdaptiveClipping,
+)
+
 
 def private(kind, inner=None, **options):
-    norm = {"clipping_norm": 1.0} if "Fixed" in kind.__name__ else {}
+    norm = {"clipping_norm": 1.0} if any("Fixed" in base.__name__ for base in kind.__mro__) else {}
     arguments = {"noise_multiplier": 0.0, "num_sampled_clients": 3, **norm, **options}
     return kind(inner or flower.FedAvg(), **arguments)
 
@@ -53,54 +60,6 @@ def test_distillation_wraps_once():
         wrap(wrap(flower.FedAvg()))
 
 
-@pytest.mark.parametrize("kind", PRIVATE)
-def test_privacy_around_distillation_is_refused_by_position_and_by_keyword(kind):
-    inner, norm = wrap(flower.FedAvg()), [1.0] if "Fixed" in kind.__name__ else []
-    reason = f"the other way round, DataFreeDistillation\\({kind.__name__}"
-    with pytest.raises(SettingError, match=reason):
-        kind(inner, 1.0, *norm, 3)
-    with pytest.raises(SettingError, match=reason):
-        kind(noise_multiplier=1.0, num_sampled_clients=3, strategy=inner)
-
-    class Own(kind):
-        pass
-
-    with pytest.raises(SettingError, match=reason):
-        Own(inner, 1.0, *norm, 3)
-
-
-@pytest.mark.parametrize("kind", PRIVATE)
-def test_privacy_around_distillation_is_refused_through_other_layers(kind):
-    class Layer(flower.FedAvg):
-        def __init__(self, strategy):
-            super().__init__()
-            self.strategy = strategy
-
-    with pytest.raises(SettingError, match="the other way round"):
-        private(kind, Layer(wrap(flower.FedAvg())))
-
-
-def test_the_guard_is_set_once_and_lets_every_other_use_through():
-    wrap(flower.FedAvg())
-    before = [kind.__init__ for kind in PRIVATE]
-    wrap(flower.FedAvg())
-    refuse_from_outside(DataFreeDistillation)
-    assert [kind.__init__ for kind in PRIVATE] == before
-    for kind in PRIVATE:
-        assert not hasattr(kind.__init__.__wrapped__, "refused")
-        inner = flower.FedAvg()
-        norm = [0.5] if "Fixed" in kind.__name__ else []
-        by_place = kind(inner, 0.0, *norm, 3)
-        by_name = private(kind, inner)
-        assert by_place.strategy is by_name.strategy is inner
-        assert by_place.num_sampled_clients == 3
-        assert not norm or by_place.clipping_norm == 0.5
-        with pytest.raises(ValueError, match="noise multiplier should be a non-negative"):  # Flower's own checks stay
-            kind(inner, -1.0, *norm, 3)
-        with pytest.raises(TypeError, match="missing"):
-            kind()
-
-
 @pytest.mark.parametrize("projection", ["each", "", None, 1])
 def test_an_unknown_projection_is_refused(projection):
     with pytest.raises(SettingError, match="projection: got .*ensemble.*per_teacher"):
@@ -130,6 +89,15 @@ def test_a_projected_update_is_clipped_where_the_client_would_have(kind, norm, c
     assert all(np.array_equal(a, b) for a, b in zip(moved, MOVED, strict=True))
     assert [array.dtype for array in arrays] == [np.float32, np.float32]
     assert float(SENT[0].sum()) == 0
+
+
+@pytest.mark.parametrize("kind", PRIVATE)
+def test_a_subclass_clips_as_its_base_does(kind):
+    own = type("Own", (kind,), {})
+    name = "clipping_norm" if "Fixed" in kind.__name__ else "initial_clipping_norm"
+    found, wanted = (clipped(MOVED, SENT, private(each, **{name: 1.5})) for each in (own, kind))
+    np.testing.assert_array_equal(found[0][0], wanted[0][0])
+    assert found[1] == wanted[1]
 
 
 @pytest.mark.parametrize("kind", PRIVATE)

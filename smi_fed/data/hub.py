@@ -1,0 +1,113 @@
+"""Images of a hub data set, or of any `datasets.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smi_fed.checks import SettingError, require
+from smi_fed.data.config import DataConfig
+from smi_fed.data.decoding import naming, to_tensor
+from smi_fed.data.images import ImageSet
+from smi_fed.data.splits import HELD_OUT, matching, split
+from smi_fed.files import FileFormatError
+
+
+def hub_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a hub data set, loaded through flwr-datasets; see `from_datasets`."""
+    from flwr_datasets import FederatedDataset
+
+    federated = FederatedDataset(dataset=config.name, partitioners={})
+    splits = {"train": federated.load_split("train")}
+    for name in HELD_OUT:
+        with suppress(ValueError):  # flwr-datasets' answer where there is no such split
+            splits[name] = federated.load_split(name)
+            break
+    return from_datasets(splits, config)
+
+
+def from_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test) from `datasets.Dataset` splits.
+
+    Images may be an image column, bytes or paths. Labels may be a ClassLabel, integers from 0
+    or strings, which are numbered in alphabetical order. Held-out images come from `test`, or
+    else `val`, `validation` and so on; without such a split the train split is divided.
+
+    Raises:
+        SettingError: a column that is not there or holds something else, labels that are
+            missing or beyond the classes, or too few images to divide.
+        FileFormatError: naming the row of an image that cannot be read.
+    """
+    require("train" in splits, "data.name", config.name, f"a data set with a train split, not only {list(splits)}")
+    held_out = next((name for name in HELD_OUT if name in splits), None)
+    train = _read(splits["train"], "train", config)
+    if held_out is None:
+        return split(train, config.test_fraction)
+    return train, _read(splits[held_out], held_out, config, train.class_names)
+
+
+def _read(rows: Any, where: str, config: DataConfig, wanted: tuple[str, ...] | None = None) -> ImageSet:
+    """The images of a split, labelled in the order of `wanted` where it is given."""
+    for key in ("image_column", "label_column"):
+        column = getattr(config, key)
+        require(column in rows.column_names, f"data.{key}", column, " | ".join(rows.column_names))
+    require(len(rows) > 0, "data.name", config.name, f"images in {where}; there are none")
+    labels, names = _labels(rows, where, config)
+    if wanted is not None:
+        used = sorted(set(labels))
+        new = dict(zip(used, matching([names[label] for label in used], wanted, config.name), strict=True))
+        labels, names = [new[label] for label in labels], wanted
+    return ImageSet(_images(rows, where, config), torch.tensor(labels), names)
+
+
+def _labels(rows: Any, where: str, config: DataConfig) -> tuple[list[int], tuple[str, ...]]:
+    """Labels of a split and the names of its classes.
+
+    Raises:
+        SettingError: naming the first row whose label cannot be.
+    """
+    values = list(rows[config.label_column])
+    names = getattr(rows.features[config.label_column], "names", None)
+    if names is None and isinstance(values[0], str):
+        _check_labels([isinstance(value, str) for value in values], values, where, config, "a string in each row")
+        names = sorted(set(values))
+        places = {name: place for place, name in enumerate(names)}
+        return [places[value] for value in values], tuple(names)
+    allowed = f"0 to {len(names) - 1}, one of its classes" if names else "integers from 0 or strings, one in each row"
+    least_wrong = len(names) if names else float("inf")
+    _check_labels(
+        [isinstance(value, int) and 0 <= value < least_wrong for value in values], values, where, config, allowed
+    )
+    return [int(value) for value in values], tuple(names or map(str, range(int(max(values)) + 1)))
+
+
+def _check_labels(right: list[bool], values: list[Any], where: str, config: DataConfig, allowed: str) -> None:
+    if not all(right):
+        row = right.index(False)
+        found = f"{allowed}; row {row} of {where} has {values[row]!r}"
+        raise SettingError("data.label_column", config.label_column, found)
+
+
+def _images(rows: Any, where: str, config: DataConfig) -> Tensor:
+    """(n, c, h, w), whether the column holds images, their bytes or their paths."""
+    from datasets import Image
+
+    column = config.image_column
+    feature = rows.features[column]
+    try:
+        decoded = rows.select_columns([column]).cast_column(column, Image(mode=getattr(feature, "mode", None)))
+    except Exception as error:  # Arrow's and datasets' own kinds
+        raise SettingError("data.image_column", column, f"images, their bytes or paths; it has {feature}") from error
+    images = []
+    for row in range(len(decoded)):
+        name = f"{config.name}, row {row} of {where}"
+        with naming(name):
+            image = decoded[row][column]
+            if image is None:
+                raise FileFormatError(f"{name}: no image")
+            images.append(to_tensor(image, config, name))
+    return torch.stack(images)

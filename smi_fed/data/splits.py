@@ -1,0 +1,67 @@
+"""What is held out for the test, and under which labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from smi_fed.checks import require
+from smi_fed.data.images import ImageSet
+
+SPLIT_SEED = 0
+HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")
+"""Names of a split or directory of held-out images; the first that is there is taken."""
+
+
+def split(images: ImageSet, test_fraction: float) -> tuple[ImageSet, ImageSet]:
+    """(train, test) with the same share of each class, the same each time.
+
+    Raises:
+        SettingError: too few images for that.
+    """
+    from sklearn.model_selection import train_test_split
+
+    check_split(images.label_counts(), images.class_names, test_fraction)
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=test_fraction, stratify=images.labels.numpy(), random_state=SPLIT_SEED
+    )
+    return images.select(train), images.select(test)
+
+
+def check_split(counts: Tensor, names: Sequence[str], test_fraction: float) -> None:
+    """Refuse what cannot be split by class.
+
+    Args:
+        counts: (classes,) int64, images of each class; classes without images do not count.
+
+    Raises:
+        SettingError: a class with one image, or a share that leaves fewer images than classes
+            on one side.
+    """
+    images, classes = int(counts.sum()), int((counts > 0).sum())
+    single = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 1]
+    reason = "at least two images of each class, or a held-out split of its own"
+    require(not single, "data.name", f"one image of {', '.join(single)}", reason)
+    require(images > 0, "data.name", "no images", reason)
+    least = math.ceil(1000 * classes / images) / 1000
+    held = math.ceil(test_fraction * images)
+    require(
+        held >= classes and images - held >= classes, "data.test_fraction", test_fraction,
+        f"{least} to {round(1 - least, 3)}: {images} images of {classes} classes, and each side needs {classes}",
+    )  # fmt: skip
+
+
+def matching(names: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
+    """The place in `wanted` of each of `names`: held-out images keep their class, whatever its number.
+
+    Raises:
+        SettingError: names that the training images do not have.
+    """
+    places = {name: place for place, name in enumerate(wanted)}
+    unknown = [name for name in names if name not in places]
+    known = ", ".join(wanted)
+    require(not unknown, "data.name", where, f"held-out images of train's classes, {known}; not of {unknown}")
+    return [places[name] for name in names]
