@@ -14,7 +14,7 @@ from smi_fed.checks import SettingError, require
 from smi_fed.config import load_settings
 from smi_fed.files import FileFormatError
 from smi_fed.progress import show_log
-from smi_fed.strategies import TooFewTeachersError
+from smi_fed.strategies import TooFewTeachersError, UnsoundStudentError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         if settings.server.threads:
             torch.set_num_threads(settings.server.threads)
         run.execute(grid)
-    except (SettingError, FileFormatError, OSError, TooFewTeachersError) as error:
+    except (SettingError, FileFormatError, OSError, TooFewTeachersError, UnsoundStudentError) as error:
         # Flower prints the traceback of what ends a ServerApp; the reason should stand by itself too.
         log.error("the run ends: %s", error)
         raise

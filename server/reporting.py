@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smi_fed import __version__, report
+from smi_fed.alignment import align_targets
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet
-from smi_fed.inversion import SparseImages
+from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier, count_parameters
-from smi_fed.pipeline import TrainedTeacher, ensemble_accuracy
+from smi_fed.pipeline import Score, scores_of
 from smi_fed.strategies import RoundRecord
-from smi_fed.strategies.admission import Verdict
-from smi_fed.strategies.round_record import describe
-from smi_fed.training import accuracy
+from smi_fed.strategies.round_record import Verdict, describe
+
+log = logging.getLogger("smi_fed")
+
+PICTURED = 16
+"""Most teachers in synthetic.png; all images are in the directory of images."""
 
 
 def build(
@@ -33,7 +35,6 @@ def build(
     total: float,
 ) -> dict[str, Any]:
     """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion."""
-    seconds = _seconds(records, scores, total)
     found: dict[str, Any] = {
         "schema": report.SCHEMA_VERSION,
         "status": "completed",
@@ -41,7 +42,7 @@ def build(
         "device": device,
         "versions": versions(),
         "strategy": settings.strategy.name,
-        "seconds": seconds,
+        "seconds": _seconds(records, scores, total),
         "clients": [],
         "ensemble": None,
         "student": {
@@ -51,52 +52,86 @@ def build(
         },
         "inversion": None,
         "distillation": None,
-        "rounds": list(scores),
+        "rounds": [dict(score) for score in scores],
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
-        found["clients"] = [_client(verdict, test) for verdict in last.verdicts]
-        found["ensemble"] = {"weights": kind, "test_accuracy": ensemble_accuracy(last.teachers, kind, test)}
-        found["inversion"] = _inversion(settings, last, seconds["inversion"])
-        found["distillation"] = {"steps": last.distillation.steps, "seconds": seconds["distillation"]}
-        found["pool"] = {"reused": last.reused}
+        alone, together = scores_of(last.teachers, kind, test)
+        found["clients"] = _clients(last.verdicts, alone)
+        found["ensemble"] = {"weights": kind, "test_accuracy": together}
+        found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
+        found["inversion"] |= _inversions(records)
+        found["distillation"] = _distillations(records)
+        found["pool"] = {"reused": sum(record.reused for record in records)}
+        found["rounds"] = [score | _round(record) for score, record in zip(scores, records, strict=True)]
     return found
 
 
 def _seconds(records: Sequence[RoundRecord], scores: Sequence[dict[str, Any]], total: float) -> dict[str, float]:
+    """Seconds of all rounds; `train` is waiting for clients while the server had nothing to do."""
     return {
-        "train": max(0.0, scores[-1]["seconds"] - sum(each.seconds for each in records)),
-        "inversion": sum(record.seconds for each in records for record in each.inversions),
-        "distillation": sum(each.distillation.seconds for each in records),
+        "train": max(0.0, scores[-1]["seconds"] - sum(record.seconds for record in records)),
+        "inversion": _inversions(records)["seconds"],
+        "distillation": _distillations(records)["seconds"],
         "total": total,
     }
 
 
-def _client(verdict: Verdict, test: ImageSet) -> dict[str, Any]:
-    teacher = verdict.teacher
+def _round(record: RoundRecord) -> dict[str, Any]:
+    """What one round spent and gave."""
+    refused = [{"node": str(v.node), "reason": v.reason} for v in record.verdicts if not v.admitted]
     return {
-        "node": str(verdict.node),  # 64-bit ids do not survive JSON numbers
-        "name": teacher.name if teacher else f"node {verdict.node}",
-        "architecture": verdict.architecture,
-        "num_examples": verdict.num_examples,
-        "test_accuracy": accuracy(teacher.aligned, test) if teacher else None,
-        "admitted": verdict.admitted,
-        "reason": verdict.reason,
+        "admitted": [verdict.teacher.name for verdict in record.verdicts if verdict.teacher is not None],
+        "refused": refused,
+        "reused": record.reused,
+        "server_seconds": record.seconds,
+        "inversion": _inversions([record]),
+        "distillation": _distillations([record]),
     }
 
 
-def _inversion(settings: Settings, last: RoundRecord, seconds: float) -> dict[str, Any]:
-    config = settings.inversion
-    kept = sum(float(each.mask.float().mean()) * len(each) for each in last.images)
+def _inversions(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What the inversions of these rounds spent and gave together."""
+    every = [inversion for record in records for inversion in record.inversions]
+    images = sum(each.images for each in every)
     return {
-        "method": config.summary,
-        "images": sum(map(len, last.images)),
-        "iterations": config.iterations,
-        "seconds": seconds,
-        "kept_fraction": kept / sum(map(len, last.images)),
-        "flops": sum(each.flops for each in last.inversions),
-        "dense_flops": sum(each.dense_flops for each in last.inversions),
+        "images": images,
+        "seconds": sum(each.seconds for each in every),
+        "kept_fraction": sum(each.kept_fraction * each.images for each in every) / max(1, images),
+        "flops": sum(each.flops for each in every),
+        "dense_flops": sum(each.dense_flops for each in every),
     }
+
+
+def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What the distillations of these rounds took together."""
+    return {
+        "steps": sum(record.distillation.steps for record in records),
+        "seconds": sum(record.distillation.seconds for record in records),
+    }
+
+
+def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[str, Any]]:
+    """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of."""
+    scores, lines = iter(alone), []
+    for verdict in verdicts:
+        teacher = verdict.teacher
+        score = None if teacher is None else next(scores)
+        name = teacher.name if teacher else f"node {verdict.node}"
+        warning = "" if score is None else score.doubt(verdict.train_loss)
+        if warning:
+            log.warning("%s: %s", name, warning)
+        lines.append({
+            "node": str(verdict.node),  # 64-bit ids do not survive JSON numbers
+            "name": name,
+            "architecture": verdict.architecture,
+            "num_examples": verdict.num_examples,
+            "test_accuracy": None if score is None else score.accuracy,
+            "admitted": verdict.admitted,
+            "reason": verdict.reason,
+            "warning": warning,
+        })  # fmt: skip
+    return lines
 
 
 def draw(output: Path, last: RoundRecord, finished: dict[str, Any], class_names: Sequence[str]) -> None:
@@ -105,15 +140,10 @@ def draw(output: Path, last: RoundRecord, finished: dict[str, Any], class_names:
     report.plot_curves(
         output / "curves.png", last.distillation.losses, finished["rounds"], finished["clients"], accuracy_of_ensemble
     )
-    names = [teacher.name for teacher in last.teachers]
-    images = [_in_students_classes(each, t) for each, t in zip(last.images, last.teachers, strict=True)]
+    shown = list(zip(last.stored, last.teachers, strict=True))[:PICTURED]
+    names = [teacher.name for _, teacher in shown]
+    images = Lazily(shown, lambda pair: align_targets(pair[0].load(), pair[1].classes))
     report.plot_images(output / "synthetic.png", images, names, class_names)
-
-
-def _in_students_classes(images: SparseImages, teacher: TrainedTeacher) -> SparseImages:
-    if teacher.classes is None or images.targets.ndim != 1:
-        return images
-    return replace(images, targets=torch.tensor(teacher.classes)[images.targets])
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from smi_fed.models import build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation
 from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
+from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
 
@@ -87,6 +89,7 @@ class FederatedRun:
             device=self.device,
             image_directory=self.image_directory,
             state_directory=self.state_directory,
+            identity=_identity(settings),
         )
 
     def _earlier_scores(self) -> list[dict[str, Any]]:
@@ -157,6 +160,7 @@ class FederatedRun:
     def _score(self, server_round: int, arrays: ArrayRecord) -> float:
         student = build_model(self.settings.model.student).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
+        require_sound(student, f"round {server_round}")
         score = accuracy(student, self.test)
         self.student = student.eval()
         self.scores.append({
@@ -179,6 +183,12 @@ class FederatedRun:
         if self.strategy is not None:
             reporting.draw(self.output, self.strategy.rounds[-1], finished, self.test.class_names)
         write_json(self.output / "report.json", finished)
+
+
+def _identity(settings: Settings) -> dict[str, str]:
+    """What decides the student beyond the strategy's own settings: data, clients and their models, by key."""
+    groups = {"data": settings.data, "client": settings.client, "model": settings.model}
+    return {f"{group}.{f.name}": repr(getattr(each, f.name)) for group, each in groups.items() for f in fields(each)}
 
 
 def build_inner(settings: Settings) -> Strategy:

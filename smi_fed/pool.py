@@ -45,24 +45,24 @@ class Entry:
     Attributes:
         client: whatever tells clients apart.
         source: the images; their targets are in the client's own classes.
-        count: the first of them that are used.
         classes: for each of the client's classes its index among the student's; None where they are the same.
+        count: the first of them that are used; None is all.
     """
 
     round: int
     client: str
     source: AnyImages
-    count: int
     classes: Sequence[int] | None = None
+    count: int | None = None
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.source) if self.count is None else self.count
 
     @property
     def images(self) -> SparseImages:
         """The first `count` images, read each time where they are stored."""
         found = at_hand(self.source)
-        return found if len(found) == self.count else found.select(slice(self.count))
+        return found if len(found) == len(self) else found.select(slice(len(self)))
 
 
 def at_hand(images: AnyImages | Entry) -> SparseImages:
@@ -91,7 +91,7 @@ class Pool:
         rows = list(zip(clients, images, classes or [None] * len(images), strict=True))
         if self.config.warm:
             self.last.update({client: found for client, found, _ in rows})
-        fresh = [Entry(server_round, client, found, len(found), known) for client, found, known in rows]
+        fresh = [Entry(server_round, *row) for row in rows]
         room, kept = self.config.images, []
         for entry in [*fresh, *self.entries]:
             count = min(room, len(entry))

@@ -46,13 +46,13 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
     return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / len(weights))
 
 
-def ensemble_probabilities(logits: Sequence[Tensor], weights: Tensor, temperature: float = 1.0) -> Tensor:
+def ensemble_probabilities(logits: Iterable[Tensor], weights: Tensor, temperature: float = 1.0) -> Tensor:
     """Weighted mean (b, classes) of the teachers' softened probabilities, normalised again.
 
     With weights per class this is FedDF's average logits' cousin for skewed clients: a
     teacher is heard on a class as far as it has seen it.
     """
-    heard = [_heard(each, weight, temperature) for each, weight in zip(logits, weights, strict=True)]
+    heard = (_heard(each, weight, temperature) for each, weight in zip(logits, weights, strict=True))
     return functools.reduce(torch.logaddexp, heard).softmax(-1)
 
 

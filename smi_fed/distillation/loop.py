@@ -14,7 +14,7 @@ from smi_fed.distillation.shown import Shown
 from smi_fed.distillation.views import draw, show
 from smi_fed.models import Classifier, logits_of
 from smi_fed.sparse_images import SparseImages
-from smi_fed.training import Optimiser, evaluating
+from smi_fed.training import Optimiser, evaluating, seeded_torch
 
 BLOCK_BYTES, BLOCK_STEPS = 2**28, 100
 """Views of at most so many bytes, and of at most so many steps, are shown to one teacher after the other at a time."""
@@ -46,7 +46,7 @@ def distill(
             has `.logits`; a `Classifier` is shown them at its own size, each in its own dtype.
         images: one set or several (of different patch and image size; they are shown at the student's);
             for relabelling their targets are the student's classes.
-        generator: source of every random choice; a fresh seed of 0 when None.
+        generator: source of every random choice, those of dropout too; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
             whatever `config.ensemble` says: only the caller knows what clients told of their data.
         shares: (images,) how often each image is drawn, not normalised; None is evenly.
@@ -69,21 +69,23 @@ def distill(
     shown = Shown(student, sets, config, size, device)
     optimiser = Optimiser(student, config)
     started, losses = time.perf_counter(), []
-    for steps in _blocks(config, first[1] * size[0] * size[1]):
-        draws = [draw(config, sum(sizes), shares, generator) for _ in steps]
-        views = show(sets, sizes, draws, size, device)
-        answers = ensemble_answers(_others(student, teachers), views, weights, config.temperature)
-        _check_classes(student, answers[0], views[0])
-        student.train()
-        try:
-            for step, drawn, view, wanted in zip(steps, draws, views, answers, strict=True):
-                loss = shown.loss(view, drawn, wanted)
-                optimiser.step(loss)
-                losses.append(loss.detach())
-                if progress is not None:
-                    progress(step + 1, losses[-1])
-        finally:
-            student.eval()
+    blocks = _blocks(config, first[1] * size[0] * size[1])
+    with seeded_torch(generator):
+        for steps in blocks:
+            draws = [draw(config, sum(sizes), shares, generator) for _ in steps]
+            views = show(sets, sizes, draws, size, device)
+            answers = ensemble_answers(_others(student, teachers), views, weights, config.temperature)
+            _check_classes(student, answers[0], views[0])
+            student.train()
+            try:
+                for step, drawn, view, wanted in zip(steps, draws, views, answers, strict=True):
+                    loss = shown.loss(view, drawn, wanted)
+                    optimiser.step(loss)
+                    losses.append(loss.detach())
+                    if progress is not None:
+                        progress(step + 1, losses[-1])
+            finally:
+                student.eval()
     return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
 
 

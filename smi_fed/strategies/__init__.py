@@ -3,7 +3,8 @@
 from smi_fed.strategies.admission import AdmissionPolicy
 from smi_fed.strategies.data_free import DataFreeDistillation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
-from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError
+from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError, UnsoundStudentError
+from smi_fed.strategies.watching_grid import WatchingGrid
 
 __all__ = [
     "AdmissionPolicy",
@@ -11,4 +12,6 @@ __all__ = [
     "LegacyDataFreeDistillation",
     "RoundRecord",
     "TooFewTeachersError",
+    "UnsoundStudentError",
+    "WatchingGrid",
 ]

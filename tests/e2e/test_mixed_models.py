@@ -12,6 +12,7 @@ from smi_fed.data import digits
 from smi_fed.models import build_model
 from smi_fed.report import load_student
 from smi_fed.sparse_images import SparseImages
+from smi_fed.strategies.run_state import client_number
 from tests.e2e.test_app import CONF, SMOKE, nodes, run
 
 OVERRIDES = f"model=mixed inversion=sparse {SMOKE}"
@@ -48,7 +49,7 @@ def test_all_three_are_admitted_and_inverted(finished):
     assert all(client["admitted"] and client["reason"] == "" for client in report["clients"])
     assert all(0 <= client["test_accuracy"] <= 1 for client in report["clients"])
     stored = [SparseImages.load(path) for path in sorted((output / "synthetic").iterdir())]
-    assert [each.teachers.unique().tolist() for each in stored] == [[0], [1], [2]]
+    assert [each.teachers.unique().tolist() for each in stored] == [[client_number(f"client {i}")] for i in range(3)]
     assert [tuple(each.images.shape) for each in stored] == [(4, 1, 32, 32)] * 3
     assert report["inversion"]["images"] == 12
 
