@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from itertools import chain
@@ -17,7 +16,7 @@ from smi_fed.checks import SettingError, is_integer, require
 from smi_fed.model_inputs import Inputs, has_config, input_channels, input_size, normalisation, pair_of
 from smi_fed.registry import Registration, Sizes, register_model, registered
 from smi_fed.spec import SCHEMA_VERSION, ModelSpec
-from smi_fed.weights import heads_of, load_weights, local_file
+from smi_fed.weights import load_pretrained, load_weights, local_source
 from smi_fed.wrappers import unwrapped
 
 __all__ = [
@@ -34,8 +33,6 @@ __all__ = [
     "unwrapped",
     "without_weights",
 ]
-
-log = logging.getLogger("smi_fed")
 
 
 class Classifier(nn.Module):
@@ -88,11 +85,17 @@ def build_model(spec: ModelSpec) -> Classifier:
             take, sizes that contradict each other, a patch size that does not divide
             the image, or a file of weights that is not there, is none or does not fit.
     """
-    kwargs, path = local_file(spec.name, spec.kwargs)
+    kwargs, source = local_source(spec.name, spec.kwargs)
     own = registered(spec.name)
-    classifier = _build_timm(spec, kwargs) if own is None else _build_registered(spec, own, kwargs)
-    if path is not None:
-        load_weights(classifier.backbone, path)
+    if own is not None:
+        classifier = _build_registered(spec, own, kwargs)
+    else:
+        start, cache = kwargs.pop("pretrained", False), kwargs.pop("cache_dir", None)
+        classifier = _build_timm(spec, kwargs)
+        if start:
+            load_pretrained(classifier.backbone, spec.num_classes, cache)
+    if source is not None:
+        load_weights(classifier.backbone, source)
     return classifier
 
 
@@ -110,8 +113,6 @@ def _build_timm(spec: ModelSpec, kwargs: dict[str, Any]) -> Classifier:
         _check_patches(classifier.image_size, embed.patch_size)
     elif image_size is not None:
         _check_runs(spec, kwargs, classifier.image_size)
-    if kwargs.get("pretrained"):
-        _name_the_new_head(spec, classifier.backbone)
     return classifier
 
 
@@ -198,16 +199,6 @@ def _check_answers(classifier: Classifier) -> None:
         classifier.train(training)
     good = tuple(logits.shape) == (1, spec.num_classes)
     require(good, "name", spec.name, f"a builder of logits (b, {spec.num_classes}); got {tuple(logits.shape)}")
-
-
-def _name_the_new_head(spec: ModelSpec, backbone: nn.Module) -> None:
-    """timm leaves a head of another class count at its random start."""
-    known = vars(backbone)["pretrained_cfg"].get("num_classes")
-    if known != spec.num_classes:
-        heads = heads_of(backbone)
-        new = [name for name, _ in backbone.named_parameters() if name.startswith(tuple(f"{head}." for head in heads))]
-        log.warning("%s: left at their random start, since the pretrained head has %s classes: %s", spec.name, known,
-                    ", ".join(new))  # fmt: skip
 
 
 def build_seeded(spec: ModelSpec, seed: int) -> Classifier:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+import timm
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+from torch.nn import functional as F
 
 from smi_fed.checks import SettingError, require
-from smi_fed.wrappers import matched, plain, plain_key, plain_state
+from smi_fed.model_inputs import input_channels
+from smi_fed.weight_files import KEY, PASSED_OVER, Tensors, best_part, read_file
+from smi_fed.wrappers import matched, plain, plain_state
 
 log = logging.getLogger("smi_fed")
 
-Tensors = dict[str, Tensor]
-
-KEY = "kwargs.checkpoint_path"
-PASSED_OVER = ("mask_token", "decoder", "n_averaged")
-"""Parts of a file that no classifier has: of masked pretraining and of averaging."""
+HUB = "kwargs.pretrained"
 LISTED = 8
 
 
-def local_file(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """`kwargs` for timm without what names a file of weights, and that file; None where it is no local one.
+def local_source(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """`kwargs` for timm without what names weights that are here: a file, or a state dict; None where none does.
 
     timm would drop the head of such a file, or load nothing of it, without a word.
 
@@ -39,15 +40,17 @@ def local_file(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], st
     if not path and kwargs.get("pretrained"):
         for source in ("pretrained_cfg_overlay", "pretrained_cfg"):
             given = kwargs.get(source)
-            if not path and isinstance(given, Mapping) and given.get("file"):
-                path, key = given["file"], f"kwargs.{source}.file"
+            if not path and isinstance(given, Mapping):
+                path, key = given.get("state_dict") or given.get("file"), f"kwargs.{source}.file"
         if not path and name.startswith("local-dir:"):
             path, key = _in_directory(name.removeprefix("local-dir:")), "name"
-        if path:
-            del kwargs["pretrained"]
-    path = str(path) if path else None
-    require(path is None or Path(path).is_file(), key, path, "a file of weights")
-    return kwargs, path
+    if not path:
+        return kwargs, None
+    kwargs.pop("pretrained", None)
+    if isinstance(path, Mapping):
+        return kwargs, path
+    require(Path(str(path)).is_file(), key, str(path), "a file of weights")
+    return kwargs, str(path)
 
 
 def _in_directory(directory: str) -> str:
@@ -56,15 +59,15 @@ def _in_directory(directory: str) -> str:
     return next((str(path) for name in names if (path := Path(directory) / name).is_file()), directory)
 
 
-def load_weights(backbone: nn.Module, path: str) -> None:
-    """Load a file into a model; its head may stay at its random start, which a warning says.
+def load_weights(backbone: nn.Module, source: str | Mapping[str, Any]) -> None:
+    """Load a file, or what one holds, into a model; its head may stay at its random start, which a warning says.
 
     A head that is not in the file or has another number of classes is left as it is, whole.
     Tables of positions are resampled by timm's own rules where the grid is another one.
 
     Args:
         backbone: a timm model or another module; on torch's meta device nothing is read.
-        path: safetensors, or what `torch.save` wrote, read without running code of the file:
+        source: safetensors, or what `torch.save` wrote, read without running code of the file:
             a state dict of the model or of a `Classifier`, wrapped or not, by itself or
             inside a training checkpoint; or .npz where timm reads that.
 
@@ -74,86 +77,49 @@ def load_weights(backbone: nn.Module, path: str) -> None:
     own = plain_state(backbone)
     if any(tensor.is_meta for tensor in own.values()):
         return
+    path = source if isinstance(source, str) else "a state dict"
     if path.endswith((".npz", ".npy")):
-        left = _load_arrays(backbone, path, own)
+        left = _load_by(lambda: backbone.load_pretrained(path), backbone, path)  # type: ignore[operator]
     else:
-        tensors, rest = best_part(read_file(path), own, path)
-        tensors = _resampled(backbone, matched(tensors, own), own)
+        tensors, rest = best_part(read_file(path) if isinstance(source, str) else source, own, path)
+        tensors = _regridded(_resampled(backbone, matched(tensors, own), own), own)
         left = _load_tensors(backbone, tensors, own, path)
         if rest:
             log.warning("%s: not loaded, since they are outside of the model: %s", path, _listed(rest, len(rest)))
-    if left:
-        log.warning("%s: left at their random start, since the file has no head that fits: %s", path,
-                    _listed(left, len(left)))  # fmt: skip
+    _name_the_left(left, path)
 
 
-def read_file(path: str) -> Any:
-    """What a file of weights holds.
+def load_pretrained(backbone: nn.Module, num_classes: int, cache_dir: Any = None) -> None:
+    """Load what timm keeps for a model, from the hub; a head of another class count is named in a warning.
 
-    Raises:
-        SettingError: it is empty, truncated, of no known format, or holds other objects than tensors.
-    """
-    with Path(path).open("rb") as file:
-        start = file.read(9)
-    try:
-        if start[8:] == b"{" or path.endswith(".safetensors"):
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training keeps its arguments so
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's file makes a reader raise
-        reason = str(error).strip().splitlines() or ["it is empty"]
-        raise SettingError(
-            KEY, path, f"a whole file of tensors, safetensors or by torch.save ({type(error).__name__}: {reason[0]})"
-        ) from error
-
-
-def best_part(content: Any, own: Tensors, path: str) -> tuple[Tensors, list[str]]:
-    """The tensors of a checkpoint that are the model's, by its names, and the names of those beside them.
-
-    Where a checkpoint holds the model twice the moving average is taken, as timm does.
+    timm itself adapts the stem to other channels, and would leave any layer at its random start.
 
     Raises:
-        SettingError: no tensors, or several models that fit as well.
+        SettingError: it cannot be had, or does not fit.
     """
-    wanted = {plain_key(name): tuple(tensor.shape) for name, tensor in own.items()}
-    found = []
-    for place, tensors in _parts(content):
-        for prefix in _prefixes(tensors):
-            shared = [name for name in wanted if prefix + name in tensors]
-            same = sum(tuple(tensors[prefix + name].shape) == wanted[name] for name in shared)
-            found.append(((same, len(shared)), place, prefix, tensors))
-    require(bool(found), KEY, path, "a file that holds tensors by name")
-    best = max(score for score, *_ in found)
-    equal = [each for each in found if each[0] == best]
-    equal = [each for each in equal if "ema" in f"{each[1]}.{each[2]}".lower()] or equal
-    if best == (0, 0):
-        equal = [("", "", "", max((tensors for *_, tensors in found), key=len))]
-    names = [f"{place}{prefix}" for _, place, prefix, _ in equal]
-    require(len(equal) == 1, KEY, path, f"a file of one model; it holds several that fit: {', '.join(names)}")
-    (_, _, prefix, tensors) = equal[0]
-    inside = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-    rest = [key for key in tensors if not key.startswith(prefix) and not key.startswith(PASSED_OVER)]
-    return inside, rest
-
-
-def _parts(content: Any, place: str = "") -> Iterator[tuple[str, Tensors]]:
-    """Every mapping inside a checkpoint that holds tensors by name, with its place, less the words of wrappers."""
-    if not isinstance(content, Mapping):
+    own, cfg = backbone.state_dict(), vars(backbone)["pretrained_cfg"]
+    if any(tensor.is_meta for tensor in own.values()):
         return
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    renamed = {plain_key(key): value for key, value in tensors.items()}
-    if tensors:
-        yield place, renamed if len(renamed) == len(tensors) else tensors
-    for key, value in content.items():
-        yield from _parts(value, f"{place}{key}.")
+    channels, change, heads = input_channels(backbone), _filter_of(backbone), heads_of(backbone)
+    name = str(cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("architecture"))
+    parts = {key.split(".")[0] for key in own}
+
+    def checked(tensors: Tensors, model: nn.Module) -> Tensors:
+        tensors = tensors if change is None else change(tensors, model)
+        extra = [key for key in tensors if key not in own and key.split(".")[0] in parts and not _below(key, heads)]
+        _refuse([f"{key} has no place in the model" for key in extra], backbone, name, HUB)
+        return tensors
+
+    def load() -> None:
+        timm.models.load_pretrained(backbone, cfg, num_classes, channels, checked, strict=False, cache_dir=cache_dir)
+
+    _name_the_left(_load_by(load, backbone, name, HUB), name)
 
 
-def _prefixes(tensors: Tensors) -> set[str]:
-    found = {""}
-    for key in tensors:
-        parts = key.split(".")
-        found |= {".".join(parts[:i]) + "." for i in range(1, len(parts))}
-    return found
+def _name_the_left(left: list[str], source: str) -> None:
+    if left:
+        log.warning("%s: left at their random start, since it has no head that fits: %s", source,
+                    _listed(left, len(left)))  # fmt: skip
 
 
 def heads_of(backbone: nn.Module) -> tuple[str, ...]:
@@ -210,6 +176,19 @@ def _resampled(backbone: nn.Module, tensors: Tensors, own: Tensors) -> Tensors:
     return changed
 
 
+def _regridded(tensors: Tensors, own: Tensors) -> Tensors:
+    """The same tensors at the model's grid: positions (1, n, d) or (1, d, h, w) that timm leaves alone."""
+    got, wanted = tensors.get("pos_embed"), own.get("pos_embed")
+    if got is None or wanted is None or got.shape == wanted.shape or got.ndim != wanted.ndim:
+        return tensors
+    old, new = (isqrt(table.shape[1]) for table in (got, wanted))
+    if got.ndim == 4 and got.shape[:2] == wanted.shape[:2]:
+        got = F.interpolate(got.float(), wanted.shape[2:], mode="bicubic", antialias=True)
+    elif got.ndim == 3 and got.shape[2] == wanted.shape[2] and (old**2, new**2) == (got.shape[1], wanted.shape[1]):
+        got = resample_abs_pos_embed(got, [new, new], [old, old], num_prefix_tokens=0)
+    return tensors | {"pos_embed": got}
+
+
 def _filter_of(backbone: nn.Module) -> Callable[..., Tensors] | None:
     """What timm makes of a checkpoint of this architecture before it loads it."""
     for kind in type(backbone).__mro__:
@@ -217,7 +196,8 @@ def _filter_of(backbone: nn.Module) -> Callable[..., Tensors] | None:
         if kind.__module__.startswith("timm."):
             found = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
             if found is not None:
-                return found
+                scaled = "adapt_layer_scale" in signature(found).parameters  # DeiT III's own names of its layer scale
+                return partial(found, adapt_layer_scale=True) if scaled else found
     return None
 
 
@@ -236,27 +216,30 @@ def _load_tensors(backbone: nn.Module, tensors: Tensors, own: Tensors, path: str
     return [wrong.get(name, name) for name in own if _below(name, spoiled)]
 
 
-def _load_arrays(backbone: nn.Module, path: str, own: Tensors) -> list[str]:
-    """Let timm read an .npz of JAX; the head's tensors that it left."""
+def _load_by(load: Callable[[], Any], backbone: nn.Module, source: str, key: str = KEY) -> list[str]:
+    """Let timm load in its own way; the head's tensors that it left, at their start."""
+    own = plain_state(backbone)
     before = {name: tensor.clone() for name, tensor in own.items()}
     for tensor in own.values():
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))  # what still is one afterwards was not loaded
     try:
-        backbone.load_pretrained(path)  # type: ignore[operator]
-    except Exception as error:  # as in `read_file`; models that read no arrays have no such method
-        raise SettingError(KEY, path, f"weights that {type(backbone).__name__} reads ({error})") from error
+        load()
+    except SettingError:
+        raise
+    except Exception as error:  # as in `read_file`; a model that reads no arrays has no such method
+        raise SettingError(key, source, f"weights that {type(backbone).__name__} reads ({error})") from error
     left = [name for name, tensor in own.items() if bool(tensor.isnan().any())]
     heads = heads_of(backbone)
-    _refuse([f"{name} is missing" for name in left if not _below(name, heads)], backbone, path)
+    _refuse([f"{name} is missing" for name in left if not _below(name, heads)], backbone, source, key)
     for name in left:
         own[name].copy_(before[name])
     return left
 
 
-def _refuse(reasons: list[str], backbone: nn.Module, path: str) -> None:
+def _refuse(reasons: list[str], backbone: nn.Module, path: str, key: str = KEY) -> None:
     if reasons:
-        raise SettingError(KEY, path, f"weights that fit this {type(backbone).__name__}: {_listed(reasons)}")
+        raise SettingError(key, path, f"weights that fit this {type(backbone).__name__}: {_listed(reasons)}")
 
 
 def _listed(names: list[str], most: int = LISTED) -> str:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 
 from smi_fed.checks import SettingError
 from smi_fed.models import ModelSpec, build_model
-from tests.models import TINY, small_spec, small_vit
+from tests.models import TINY, randomised, small_spec, small_vit
 from tests.test_weights import VIT, loaded
 
 
@@ -63,6 +64,15 @@ def test_what_does_not_fit_is_refused_by_path_and_tensor(tmp_path, kind):
     torch.save(content(), tmp_path / "theirs.pth")
     with pytest.raises(SettingError, match=f"(?s)kwargs.checkpoint_path: got .*theirs.pth', allowed: .*{says}"):
         loaded(tmp_path / "theirs.pth")
+
+
+def test_positions_that_timm_leaves_alone_are_resampled(tmp_path):
+    kwargs = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8}
+    theirs = randomised(build_model(ModelSpec("cait_xxs24_224", 5, 32, kwargs)))
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    model = build_model(ModelSpec("cait_xxs24_224", 5, 64, kwargs | {"checkpoint_path": str(tmp_path / "theirs.pth")}))
+    wanted = resample_abs_pos_embed(theirs.backbone.pos_embed, (8, 8), num_prefix_tokens=0)
+    torch.testing.assert_close(model.backbone.pos_embed, wanted)
 
 
 def truncated(path):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch.optim.swa_utils import AveragedModel
 
+from smi_fed.checks import SettingError
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.report import save_student
 from tests.models import TINY, randomised, small_spec, small_vit
@@ -111,6 +112,59 @@ def test_every_way_that_timm_knows_loads_the_head_or_names_it(tmp_path, theirs, 
         assert path in text
         assert "head.weight is (5, 24), expected (7, 24), head.bias is (5,), expected (7,)" in text
         assert model.backbone.head.weight.std() > 0
+
+
+@pytest.fixture
+def hub(theirs, monkeypatch):
+    """What the hub would send for any model: the weights of `theirs`, with a head of 1000 classes."""
+    known = theirs.backbone.state_dict() | {"head.weight": torch.ones(1000, 24), "head.bias": torch.ones(1000)}
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(known))
+    return known
+
+
+def from_hub(classes, **kwargs):
+    source = {"hf_hub_id": "timm/", "url": "", "custom_load": False}
+    kwargs = {**TINY, "pretrained": True, "pretrained_cfg_overlay": source, **kwargs}
+    return build_model(ModelSpec(VIT, classes, kwargs=kwargs)).eval()
+
+
+def test_what_comes_from_the_hub_names_its_new_head(hub, theirs, caplog):
+    model, images = from_hub(5), (IMAGES - 0.5) / 0.5
+    assert torch.equal(model.backbone.forward_features(images), theirs.backbone.forward_features(images))
+    assert "left at their random start, since it has no head that fits: head.weight, head.bias" in caplog.text
+    assert bool(model.backbone.head.weight.isfinite().all())
+    caplog.clear()
+    assert torch.equal(from_hub(1000).backbone.head.weight, hub["head.weight"])
+    assert not caplog.records
+    grey = from_hub(1000, in_chans=1)
+    wanted = theirs.backbone.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(grey.backbone.patch_embed.proj.weight, wanted)
+    with torch.device("meta"):
+        from_hub(5)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("classes", [5, 1000])
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"depth": 3}, r"blocks\.2\.norm1\.weight is missing"),
+        ({"depth": 1}, r"blocks\.1\.norm1\.weight has no place"),
+        ({"embed_dim": 36}, "size mismatch"), ({"init_values": 0.1}, r"blocks\.0\.ls1\.gamma is missing"),
+    ],
+)  # fmt: skip
+def test_a_hub_model_that_does_not_fit_is_refused(classes, kwargs, says):
+    with pytest.raises(SettingError, match=f"(?s)kwargs.pretrained: got 'timm/.*{says}"):
+        from_hub(classes, **kwargs)
+
+
+def test_a_state_dict_in_the_arguments(theirs, caplog):
+    kwargs = {**TINY, "pretrained": True, "pretrained_cfg_overlay": {"state_dict": theirs.state_dict()}}
+    assert torch.equal(build_model(ModelSpec(VIT, 5, kwargs=kwargs)).eval()(IMAGES), theirs(IMAGES))
+    assert not caplog.records
+    foreign = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": {"a": torch.ones(2)}}}
+    with pytest.raises(SettingError, match="not one tensor has a name of its own"):
+        build_model(ModelSpec(VIT, 5, kwargs=TINY | foreign))
 
 
 def test_a_local_directory_of_timms(tmp_path, theirs, caplog):

@@ -130,6 +130,32 @@ def test_settings_that_need_tokens_know_rotary_ones(kind, change):
     assert not torch.equal(first.images, plain.images)
 
 
+NO_TABLE = ["LevitDistilled", "EfficientFormerV2", "MlpMixer"]
+"""Their biases and gates belong to one grid, and timm resamples none of them."""
+
+
+def test_a_file_of_weights_is_loaded_whole_or_named(model, tmp_path, caplog):
+    torch.save(model.state_dict(), tmp_path / "theirs.pth")
+    spec = replace(model.spec, kwargs={**model.spec.kwargs, "checkpoint_path": str(tmp_path / "theirs.pth")})
+    pixels = torch.rand(2, 3, *model.image_size, generator=seeded())
+    assert torch.equal(build_model(spec).eval()(pixels), model(pixels))
+    assert not caplog.records
+    other = build_model(replace(spec, num_classes=7))
+    changed = {key for key, value in other.state_dict().items() if value.shape != model.state_dict()[key].shape}
+    assert changed
+    assert all(key.removeprefix("backbone.") in caplog.text for key in changed)
+    kept = [(value, model.state_dict()[key]) for key, value in other.state_dict().items() if key not in changed]
+    assert all(torch.equal(*pair) for pair in kept)
+    larger = replace(
+        spec, image_size=64, kwargs={**spec.kwargs, "img_size": 64} if "img_size" in spec.kwargs else spec.kwargs
+    )
+    if type(model.backbone).__name__ in NO_TABLE:
+        with pytest.raises(SettingError, match=r"weights that fit this \w+: .* is \(.*\), expected \("):
+            build_model(larger)
+    else:
+        assert bool(build_model(larger).eval()(torch.rand(1, 3, 64, 64)).isfinite().all())
+
+
 class StopHereError(Exception):
     pass
 
