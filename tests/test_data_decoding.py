@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -83,6 +84,26 @@ def test_sixteen_bits_keep_their_values(kind, order):
     found = to_tensor(saved(Image.fromarray(values), kind), config(1))
     torch.testing.assert_close(found[0], torch.tensor(values.astype(np.float32)) / 65535)
     assert float(found[0, 2, 0]) == pytest.approx(16384 / 65535)
+
+
+def png_of_sixteen_bits(kind, pixel):
+    """PIL writes 16 bits in grey alone."""
+    rows = (b"\0" + struct.pack(f">{len(pixel)}H", *pixel) * 8) * 8
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + body))
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [(2, ()), (6, (65535,)), (4, (65535,))])
+def test_sixteen_bits_of_colour_are_read_as_eight(kind, alpha):
+    pixel = (16384, 32768, 65535) if kind != 4 else (16384,)
+    found = to_tensor(png_of_sixteen_bits(kind, (*pixel, *alpha)), config())
+    wanted = (torch.tensor(pixel) / 65535).expand(3)
+    torch.testing.assert_close(found.mean((1, 2)), wanted, atol=1 / 255, rtol=0)
 
 
 def test_float_and_int_tiff_keep_their_values():
