@@ -23,7 +23,8 @@ from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.pipeline import TrainedTeacher
-from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_spec
+from smi_fed.policy import AdmissionPolicy
+from smi_fed.strategies.allow_list import Expectation, check_spec
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.tokens import is_token_model, to_patches
 
@@ -53,15 +54,14 @@ class Verdict:
         return self.teacher is not None
 
 
-def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
-    """A teacher from a claim that passes every check.
+def check_model(text: str, policy: AdmissionPolicy, expected: Expectation) -> Classifier:
+    """The model of a spec that a client may have, without memory for its weights.
 
     Raises:
         BadReplyError: saying what was got and what is allowed.
     """
-    spec = check_spec(claim.spec, policy, expected)
     with torch.device("meta"):
-        shape = _build(spec)
+        shape = _build(check_spec(text, policy, expected))
     if (size := count_parameters(shape)) > policy.max_parameters:
         raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
     if (size := sum(buffer.numel() for buffer in shape.buffers())) > policy.max_parameters:
@@ -73,6 +73,17 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     most = LARGEST_TOKEN_GRID if is_token_model(shape.backbone) else LARGEST_GRID
     if (size := grid_of(shape)) > most:
         raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
+    return shape
+
+
+def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
+    """A teacher from a claim that passes every check.
+
+    Raises:
+        BadReplyError: saying what was got and what is allowed.
+    """
+    shape = check_model(claim.spec, policy, expected)
+    spec = shape.spec
     arrays = claim.arrays
     if not any(key.startswith("backbone.") for key in arrays):  # a plain timm model's own names
         arrays = {f"backbone.{key}": array for key, array in arrays.items()}
@@ -96,8 +107,7 @@ def claimed_arrays(
     Raises:
         BadReplyError: a spec that is not admitted, or another number of arrays.
     """
-    with torch.device("meta"):
-        wanted = _build(check_spec(spec, policy, expected)).state_dict()
+    wanted = check_model(spec, policy, expected).state_dict()
     if len(wanted) != len(payloads):
         raise BadReplyError(f"the reply has {len(payloads)} arrays, the model has {len(wanted)}")
     return {

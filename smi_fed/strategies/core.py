@@ -20,8 +20,9 @@ from smi_fed.files import writable_directory
 from smi_fed.inversion import DivergedError, SparseImages
 from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import InversionRecord, PipelineConfig, TrainedTeacher, distill_student, invert_teacher, seeded
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import Pool, PoolConfig
-from smi_fed.strategies.admission import AdmissionPolicy, Expectation, Verdict, admit, cap_claims
+from smi_fed.strategies.admission import Expectation, Verdict, admit, cap_claims
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import Answer, RoundRecord, TooFewTeachersError, Weights, describe
 from smi_fed.strategies.run_state import RunState, image_path
