@@ -24,10 +24,12 @@ from smi_fed.config import Settings
 from smi_fed.data import load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
-from smi_fed.models import build_model, build_seeded
+from smi_fed.models import ModelSpec, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.strategies import AdmissionPolicy, DataFreeDistillation
-from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
+from smi_fed.strategies import DataFreeDistillation
+from smi_fed.strategies.admission import check_model
+from smi_fed.strategies.allow_list import Expectation
+from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
@@ -71,16 +73,12 @@ class FederatedRun:
         return self.output / "unfinished"
 
     def _wrap(self) -> DataFreeDistillation:
-        settings, admission = self.settings, self.settings.admission
-        policy = AdmissionPolicy(
-            admission.architectures or DEFAULT_ARCHITECTURES, admission.max_parameters, admission.max_examples,
-            admission.max_claim_ratio,
-        )  # fmt: skip
+        settings = self.settings
         return DataFreeDistillation(
             self.inner,
             student=settings.model.student,
             pipeline=PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation),
-            policy=policy,
+            policy=settings.admission,
             min_teachers=settings.server.min_teachers,
             projection=settings.strategy.projection,
             refine=settings.strategy.refine,
@@ -207,6 +205,15 @@ def build_inner(settings: Settings) -> Strategy:
         raise SettingError("strategy.arguments", dict(config.arguments or {}), allowed) from error
 
 
+def _check_admission(settings: Settings, key: str, spec: ModelSpec) -> None:
+    """A client that the policy refuses would be refused after it has trained."""
+    expected = Expectation(settings.model.student, settings.data.channels)
+    try:
+        check_model(spec.to_json(), settings.admission, expected)
+    except BadReplyError as error:
+        raise SettingError(f"model.{key}", spec.name, f"what `admission` lets in ({error})") from error
+
+
 def check_models(settings: Settings) -> None:
     """Build every architecture on the meta device, so that none fails after training.
 
@@ -231,6 +238,8 @@ def check_models(settings: Settings) -> None:
             raise error.under(f"model.{key}") from error
         student = settings.model.student
         same = (spec.name, spec.kwargs) == (student.name, student.kwargs)
+        if settings.strategy.distillation and key != "student":
+            _check_admission(settings, key, spec)
         good = settings.strategy.distillation or same
         require(good, f"model.{key}", spec.name, "the student's architecture, where strategy.distillation is false")
     known = union_of_classes(list(settings.model.clients.values()))

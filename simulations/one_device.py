@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from simulations.measuring import peak_bytes, random_model, synchronise
-from smi_fed.checks import is_integer, require
+from smi_fed.checks import Allowed, Count, Natural, checked
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig, SparseImages
 from smi_fed.models import Classifier
@@ -32,7 +33,7 @@ CLASSES = 10
 TEST_IMAGES = 64
 
 
-@dataclass(frozen=True)
+@checked
 class FederationConfig:
     """Settings of the one-device federation.
 
@@ -42,14 +43,9 @@ class FederationConfig:
         steps: of distillation.
     """
 
-    images: int = 8
-    iterations: int = 40
-    steps: int = 5
-
-    def __post_init__(self) -> None:
-        for key, least in {"images": 0, "iterations": 8, "steps": 1}.items():
-            value = getattr(self, key)
-            require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
+    images: Natural = 8
+    iterations: Annotated[int, Field(strict=True, ge=8), Allowed("an int >= 8")] = 40
+    steps: Count = 5
 
 
 def federation(config: FederationConfig, inversion: InversionConfig, device: torch.device, seed: int) -> dict[str, Any]:

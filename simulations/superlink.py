@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -58,9 +59,9 @@ class SuperLink:
             supernodes: of a simulation; None for separate SuperNodes.
         """
         command = [_tool("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
-        config = f'overrides="{overrides}" output="{output}"'
+        config = f"overrides={toml(overrides)} output={toml(output)}"
         if supernodes is not None:  # simulated clients live on this machine, and outlive a killed run here
-            config += f' client-state="{output / "unfinished" / "clients"}"'
+            config += f" client-state={toml(output / 'unfinished' / 'clients')}"
         command += ["--run-config", config]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
@@ -82,6 +83,11 @@ class SuperLink:
         except (ValueError, KeyError) as error:
             raise LaunchError(f"flwr ls said: {found.stdout}{found.stderr}") from error
         return str(runs[0]["status"]) if runs else "never started"
+
+
+def toml(text: object) -> str:
+    """A TOML string of any text, without the signs at which Flower splits a run config before it reads TOML."""
+    return '"' + re.sub(r'[\x00-\x1f\x7f"\\]', lambda sign: f"\\u{ord(sign[0]):04x}", str(text)) + '"'
 
 
 @contextmanager
@@ -114,7 +120,7 @@ def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = Non
 
 def supernode(link: SuperLink, partition: int, partitions: int, arch: str | None = None) -> subprocess.Popen[bytes]:
     """Start a SuperNode on this machine; its log is supernode<partition>.log in the link's home."""
-    config = f"partition-id={partition} num-partitions={partitions}" + (f' arch="{arch}"' if arch else "")
+    config = f"partition-id={partition} num-partitions={partitions}" + (f" arch={toml(arch)}" if arch else "")
     command = [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link.port}"]
     command += ["--node-config", config, "--port", str(free_port())]
     with (link.home / f"supernode{partition}.log").open("w") as log:

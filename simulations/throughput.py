@@ -13,10 +13,10 @@ import logging
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from simulations.naive_inversion import NaiveInversion
 from simulations.one_device import FederationConfig, federation
 from simulations.throughput_checks import agreement, whole_run
 from simulations.throughput_table import print_tables
-from smi_fed.checks import SettingError, is_integer, require, require_choice
-from smi_fed.config import compose, make
+from smi_fed.checks import Count, Device, Flag, Natural, SettingError, Text, checked, read, require
+from smi_fed.config import compose
 from smi_fed.devices import choose_device
 from smi_fed.files import write_json
 from smi_fed.inversion import InversionConfig, StopSchedule
@@ -45,7 +45,7 @@ log = logging.getLogger("smi_fed")
 CLASSES = 1000
 
 
-@dataclass(frozen=True)
+@checked
 class ThroughputConfig:
     """Settings; see simulations/conf/throughput.yaml for what each is.
 
@@ -53,32 +53,24 @@ class ThroughputConfig:
         SettingError: naming what cannot be.
     """
 
-    device: str = "auto"
-    model: str = "deit_tiny_patch16_224"
-    batch: int = 16
-    dtype: str = "float32"
-    compile: bool = False
-    iterations: int = 4000
-    schedule: str = "50:0.3,100:0.3,200:0.3,300:0.3"
-    threads: int = 0
-    warmup: int = 1
-    repeats: int = 7
-    inner: int = 1
-    run: int = 80
-    sweep: tuple[int, ...] = ()
-    seed: int = 0
+    device: Device = "auto"
+    model: Text = "deit_tiny_patch16_224"
+    batch: Count = 16
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: Flag = False
+    iterations: Count = 4000
+    schedule: Text = "50:0.3,100:0.3,200:0.3,300:0.3"
+    threads: Natural = 0
+    warmup: Natural = 1
+    repeats: Count = 7
+    inner: Count = 1
+    run: Natural = 80
+    sweep: tuple[Count, ...] = ()
+    seed: Natural = 0
     federation: FederationConfig = field(default_factory=FederationConfig)
-    out: str = ""
+    out: Text = ""
 
     def __post_init__(self) -> None:
-        least = {"batch": 1, "iterations": 1, "threads": 0, "warmup": 0, "repeats": 1, "inner": 1, "run": 0, "seed": 0}
-        for key, smallest in least.items():
-            value = getattr(self, key)
-            require(is_integer(value) and value >= smallest, key, value, f"an int >= {smallest}")
-        good = all(is_integer(size) and size > 0 for size in self.sweep)
-        require(good, "sweep", self.sweep, "a list of ints >= 1")
-        require_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        require(isinstance(self.compile, bool), "compile", self.compile, "true | false")
         stops = StopSchedule.parse(self.schedule).stops
         require(bool(stops), "schedule", self.schedule, "at least one stop: dense is measured beside it")
         require(stops[-1][0] < self.iterations, "schedule", self.schedule, "stops before the last iteration")
@@ -94,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     show_log()
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        config = make(ThroughputConfig, compose(PROJECT / "simulations" / "conf", words, "throughput"), "")
+        config = read(ThroughputConfig, compose(PROJECT / "simulations" / "conf", words, "throughput"))
         device, reason = choose_device(config.device)
         log.info("device: %s (%s)", device, reason)
         result = measure(config, device)

@@ -1,20 +1,43 @@
-"""One way to refuse a value: the key, what was got and what is allowed."""
+"""One way to refuse a value: the key, what was got and what is allowed.
+
+`checked` makes a frozen dataclass that checks its values by their types, whether it is made in
+Python or by `read` from YAML or JSON. The types below say what is allowed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from functools import wraps
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import dataclasses as checking
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+T = TypeVar("T")
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; the message names key, value and what is allowed."""
+    """Settings that cannot be used; the message names key, value and what is allowed.
 
-    def __init__(self, key: str, got: Any, allowed: str) -> None:
-        super().__init__(f"{key}: got {got!r}, allowed: {allowed}")
-        self.key, self.got, self.allowed = key, got, allowed
+    Args:
+        key, got, allowed: of the first fault.
+        more: the other faults.
+    """
+
+    def __init__(self, key: str, got: Any, allowed: str, more: Sequence[SettingError] = ()) -> None:
+        super().__init__(key, got, allowed, tuple(more))
+        self.key, self.got, self.allowed, self.more = key, got, allowed, tuple(more)
+
+    def __str__(self) -> str:
+        return "; ".join([f"{self.key}: got {self.got!r}, allowed: {self.allowed}", *map(str, self.more)])
 
     def under(self, prefix: str) -> SettingError:
-        """The same error with `prefix.` before its key."""
-        return SettingError(f"{prefix}.{self.key}", self.got, self.allowed)
+        """The same error with `prefix` before its keys."""
+        key = ".".join(filter(None, [prefix, self.key]))
+        return SettingError(key, self.got, self.allowed, [each.under(prefix) for each in self.more])
 
 
 def require(ok: bool, key: str, got: Any, allowed: str) -> None:
@@ -37,3 +60,110 @@ def is_number(value: Any) -> bool:
 def is_integer(value: Any) -> bool:
     """True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """In a type: what is allowed, in the words of the error."""
+
+    text: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """One error in our words for whatever is wrong with the value."""
+        return core_schema.custom_error_schema(handler(source), "allowed", custom_error_message=self.text)
+
+
+def one_of(choices: Collection[Any]) -> AfterValidator:
+    """In a type: one of `choices`, where they stand in a table; elsewhere a `Literal` does it."""
+
+    def check(value: Any) -> Any:
+        require_choice("", value, choices)
+        return value
+
+    return AfterValidator(check)
+
+
+EXACT = Field(lt=2**53)
+"""Larger whole numbers do not pass every JSON, Flower's records or torch's seeds."""
+
+Flag = Annotated[bool, Field(strict=True), Allowed("true | false")]
+Text = Annotated[str, Field(strict=True), Allowed("a text")]
+Device = Annotated[Text, Field(pattern="^(auto|(cpu|cuda)(:[0-9]+)?)$"), Allowed("auto | cpu | cuda | cuda:N")]
+Count = Annotated[int, Field(strict=True, ge=1), Allowed("an int >= 1"), EXACT]
+Natural = Annotated[int, Field(strict=True, ge=0), Allowed("an int >= 0"), EXACT]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), Allowed("a finite number")]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Allowed("a number > 0")]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), Allowed("a number >= 0")]
+Share = Annotated[float, Field(strict=True, gt=0, lt=1), Allowed("a number inside (0, 1)")]
+Fraction = Annotated[float, Field(strict=True, ge=0, lt=1), Allowed("a number in [0, 1)")]
+Betas = Annotated[tuple[Fraction, Fraction], Allowed("two numbers in [0, 1)")]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def checked(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass that raises `SettingError` with all faults of its values.
+
+    Lists become tuples and ints floats where the types say so; nothing else is converted. Rules
+    that join several fields stand in `__post_init__`, which is called once each field is good.
+    """
+    kind: Any = checking.dataclass(cls, frozen=True, config=ConfigDict(extra="forbid"))
+    init = kind.__init__
+
+    @wraps(init)
+    def checking_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise _refusal(kind, error) from None
+
+    kind.__init__ = checking_init
+    return kind
+
+
+def read(cls: type[T], values: Any) -> T:
+    """An instance of a `checked` class from plain containers.
+
+    Raises:
+        SettingError: all unknown and missing keys and all values that cannot be, by their paths.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise _refusal(cls, error) from None
+
+
+def _refusal(cls: type, error: ValidationError) -> SettingError:
+    first, *more = [_fault(cls, details) for details in error.errors(include_url=False)]
+    return SettingError(first.key, first.got, first.allowed, more)
+
+
+WORDS = {
+    "missing": "a value, it has no default", "dataclass_type": "a mapping", "dict_type": "a mapping",
+    "tuple_type": "a list",
+}  # fmt: skip
+
+
+def _fault(cls: type, details: ErrorDetails) -> SettingError:
+    """One of pydantic's errors in our form."""
+    path, kind, context = list(map(str, details["loc"])), details["type"], details.get("ctx", {})
+    if isinstance(next(iter(details["loc"]), None), int):  # an argument by its place
+        path[0] = ([each.name for each in fields(cls)] + path)[int(path[0])]  # type: ignore[arg-type]
+    own = context.get("error")
+    if isinstance(own, SettingError):
+        return own.under(".".join(path[:-1] if path[-1:] == [own.key] else path))
+    allowed = WORDS.get(kind) or details["msg"].removeprefix("Input should be ")
+    if kind == "literal_error":
+        choices = context["expected"].replace(" or ", ", ").replace("'", "")
+        allowed = " | ".join(sorted(choices.split(", ")))
+    elif kind == "unexpected_keyword_argument":
+        known = _keys(cls, path[:-1])
+        near = get_close_matches(path[-1], known, n=3, cutoff=0.4) or known
+        allowed = f"a key of {'.'.join(path[:-1]) or 'the configuration'}: {' | '.join(near)}"
+    return SettingError(".".join(path) or cls.__name__, None if kind == "missing" else details["input"], allowed)
+
+
+def _keys(kind: Any, path: Sequence[str]) -> list[str]:
+    """Keys of the dataclass that stands at `path` below the dataclass `kind`."""
+    for step in path:
+        kind = get_type_hints(kind)[step] if is_dataclass(kind) else get_args(kind)[-1]
+    return [each.name for each in fields(kind)]

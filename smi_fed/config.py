@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
-from smi_fed.checks import SettingError, is_integer, is_number, require, require_choice
+from pydantic import Field, TypeAdapter, ValidationError
+
+from smi_fed.checks import (
+    Allowed,
+    Count,
+    Device,
+    Flag,
+    Fraction,
+    Natural,
+    Positive,
+    SettingError,
+    Text,
+    checked,
+    one_of,
+    read,
+    require,
+)
 from smi_fed.data import DataConfig
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
 from smi_fed.models import ModelSpec
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import PoolConfig
 from smi_fed.training import TrainingConfig
 
-T = TypeVar("T")
-
-_WORD = re.compile(r"""(?:[^\s'"\[{]|'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\})+""")
-"""One override: up to a space that is not inside quotes or brackets (Hydra wants the quotes kept)."""
+_PIECE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\s+|.""", re.DOTALL)
+"""Of overrides in one text: what stands in quotes, space, or one other sign."""
 
 _HYDRA_LOCK = threading.RLock()
 """Hydra keeps one global state, and a ServerApp runs in a thread."""
 
 
-@dataclass(frozen=True)
+@checked
 class ModelsConfig:
     """Architectures of a federation.
 
@@ -55,7 +71,7 @@ class ModelsConfig:
         return list(self.clients.values())[partition % len(self.clients)]
 
 
-@dataclass(frozen=True)
+@checked
 class ClientConfig:
     """What clients do and tell.
 
@@ -69,21 +85,13 @@ class ClientConfig:
     """
 
     training: TrainingConfig
-    send_label_counts: bool = True
-    minimum_examples: int = 64
-    student_weight: float = 0.5
-    student_temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        least = self.minimum_examples
-        require(isinstance(self.send_label_counts, bool), "send_label_counts", self.send_label_counts, "true | false")
-        require(is_integer(least) and least >= 2, "minimum_examples", least, "an int >= 2")
-        weight, temperature = self.student_weight, self.student_temperature
-        require(is_number(weight) and 0 <= weight < 1, "student_weight", weight, "a number in [0, 1)")
-        require(is_number(temperature) and temperature > 0, "student_temperature", temperature, "a number > 0")
+    send_label_counts: Flag = True
+    minimum_examples: Annotated[int, Field(strict=True, ge=2), Allowed("an int >= 2")] = 64
+    student_weight: Fraction = 0.5
+    student_temperature: Positive = 2.0
 
 
-@dataclass(frozen=True)
+@checked
 class ServerConfig:
     """What the server does.
 
@@ -94,15 +102,10 @@ class ServerConfig:
         threads: torch's threads for inversion and distillation; 0 leaves torch's choice.
     """
 
-    device: str = "auto"
-    images_per_teacher: int = 300
-    min_teachers: int = 2
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for key, least in {"images_per_teacher": 1, "min_teachers": 1, "threads": 0}.items():
-            value = getattr(self, key)
-            require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
+    device: Device = "auto"
+    images_per_teacher: Count = 300
+    min_teachers: Count = 2
+    threads: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 1
 
 
 STRATEGIES = (
@@ -111,7 +114,7 @@ STRATEGIES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@checked
 class StrategyConfig:
     """The inner Flower strategy.
 
@@ -126,43 +129,24 @@ class StrategyConfig:
         min_nodes: nodes to wait for before a round starts.
     """
 
-    name: str = "FedAvg"
+    name: Annotated[Text, one_of(STRATEGIES)] = "FedAvg"
     arguments: Mapping[str, Any] | None = None
-    distillation: bool = True
-    projection: str = "ensemble"
-    refine: bool = False
-    rounds: int = 1
-    timeout: float = 3600.0
-    min_nodes: int = 2
+    distillation: Flag = True
+    projection: Literal["ensemble", "per_teacher"] = "ensemble"
+    refine: Flag = False
+    rounds: Count = 1
+    timeout: Positive = 3600.0
+    min_nodes: Count = 2
 
     def __post_init__(self) -> None:
-        require_choice("name", self.name, STRATEGIES)
-        require_choice("projection", self.projection, ("ensemble", "per_teacher"))
-        for key in ("distillation", "refine"):
-            require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
-        object.__setattr__(self, "arguments", {} if self.arguments is None else self.arguments)
-        require(isinstance(self.arguments, Mapping), "arguments", self.arguments, "a mapping")
-        for key in ("rounds", "min_nodes"):
-            value = getattr(self, key)
-            require(is_integer(value) and value >= 1, key, value, "an int >= 1")
-        require(is_number(self.timeout) and self.timeout > 0, "timeout", self.timeout, "a number of seconds > 0")
+        object.__setattr__(self, "arguments", self.arguments or {})
 
 
-@dataclass(frozen=True)
-class AdmissionConfig:
-    """See `smi_fed.strategies.AdmissionPolicy`; an empty list of architectures takes its own."""
-
-    architectures: tuple[str, ...] = ()
-    max_parameters: int = 200_000_000
-    max_examples: int = 10_000_000
-    max_claim_ratio: float = 10.0
-
-
-@dataclass(frozen=True)
+@checked
 class Settings:
     """Everything a run is configured by; fields are the groups and keys under conf/."""
 
-    seed: int
+    seed: Natural
     model: ModelsConfig
     data: DataConfig
     client: ClientConfig
@@ -170,11 +154,10 @@ class Settings:
     inversion: InversionConfig
     distillation: DistillationConfig
     strategy: StrategyConfig
-    admission: AdmissionConfig
+    admission: AdmissionPolicy
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
-        require(is_integer(self.seed) and self.seed >= 0, "seed", self.seed, "an int >= 0")
         if self.distillation.ensemble == "class":
             sends = self.client.send_label_counts
             require(sends, "client.send_label_counts", sends, "true, where distillation.ensemble is class")
@@ -185,23 +168,60 @@ def load_settings(directory: Path, overrides: str | Sequence[str] = "") -> Setti
 
     Args:
         directory: absolute path of conf/.
-        overrides: Hydra overrides, one string separated by spaces or a list.
+        overrides: Hydra overrides: a list, a JSON list in one text (`join_overrides` writes it),
+            or one text separated by spaces.
 
     Raises:
-        SettingError: a key or value that cannot be: the key, what was got, what is allowed.
+        SettingError: keys or values that cannot be: the key, what was got, what is allowed.
     """
-    words = _WORD.findall(overrides) if isinstance(overrides, str) else list(overrides)
-    return make(Settings, compose(directory, words), "")
+    words = split_overrides(overrides) if isinstance(overrides, str) else list(overrides)
+    return read(Settings, compose(directory, words))
 
 
 def join_overrides(words: Sequence[str]) -> str:
-    """One string of overrides for `load_settings`; values that Hydra would split are quoted."""
-    joined = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        plain = not any(sign in value for sign in " ,:") or value[:1] in ("'", "[", "{")
-        joined.append(word if plain else f"{key}{equals}'{value}'")
-    return " ".join(joined)
+    """One text of overrides for `load_settings`, which finds each as it is here, whatever stands in it."""
+    return json.dumps(list(words))
+
+
+def split_overrides(text: str) -> list[str]:
+    """The overrides in one text: a JSON list, or separated by spaces outside of quotes and brackets.
+
+    Raises:
+        SettingError: neither of both.
+    """
+    if not text.lstrip().startswith("["):
+        words, depth = [""], 0
+        for piece in _PIECE.findall(text):
+            depth = max(0, depth + (piece in ("[", "{", "(")) - (piece in ("]", "}", ")")))
+            if piece.isspace() and not depth:
+                words.append("")
+            else:
+                words[-1] += piece
+        require(depth == 0, "overrides", text, "overrides separated by spaces, each bracket closed, or a JSON list")
+        return list(filter(None, words))
+    try:
+        return TypeAdapter(list[str]).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise SettingError("overrides", text, "a JSON list of overrides, or overrides separated by spaces") from error
+
+
+def quoted(text: str) -> str:
+    """`text` as a value that Hydra reads as this text; ${...} in it stays an interpolation."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+
+
+def _readable(override: str) -> str:
+    """The same, or with its value in quotes where Hydra would not read it or take it for several."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    try:
+        if not equals or not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    return f"{key}={quoted(value)}"
 
 
 def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
@@ -213,17 +233,15 @@ def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> 
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import ConfigCompositionException, HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     with _HYDRA_LOCK:
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(directory), version_base="1.3"):
-                config = hydra_compose(name, overrides=list(overrides))
+                config = hydra_compose(name, overrides=[_readable(each) for each in overrides])
             plain = OmegaConf.to_container(config, resolve=True)
-        except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # Hydra and OmegaConf raise many kinds, ValueError among them
             raise _explain(directory, overrides, name, error) from error
         finally:
             GlobalHydra.instance().clear()
@@ -259,41 +277,3 @@ def _known_keys(node: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             keys += _known_keys(value, f"{prefix}{key}.")
     return keys
-
-
-def make(cls: type[T], values: Any, path: str) -> T:
-    """An instance of the dataclass `cls` from plain containers.
-
-    Raises:
-        SettingError: an unknown or missing key, a value of the wrong type, or one that the
-            class refuses; with its full path.
-    """
-    require(isinstance(values, Mapping), path or "configuration", values, "a mapping")
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    prefix = f"{path}." if path else ""
-    for key in values:
-        require(key in known, f"{prefix}{key}", values[key], f"a key of {path or 'the configuration'}: {sorted(known)}")
-    for name, each in known.items():
-        needed = each.default is MISSING and each.default_factory is MISSING
-        require(not needed or name in values, f"{prefix}{name}", None, "a value, it has no default")
-    arguments = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
-    try:
-        return cls(**arguments)
-    except SettingError as error:
-        raise (error.under(path) if path else error) from error
-    except (TypeError, ValueError) as error:
-        raise SettingError(path or "configuration", dict(values), str(error)) from error
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return make(hint, value, path)
-    if hint == Mapping[str, ModelSpec]:
-        require(isinstance(value, Mapping), path, value, "a mapping of names to model specs")
-        return {str(name): make(ModelSpec, each, f"{path}.{name}") for name, each in value.items()}
-    if isinstance(value, list):
-        return tuple(value)
-    if hint is float and is_integer(value):
-        return float(value)
-    return value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.alignment import align_targets
-from smi_fed.checks import is_integer, require
+from smi_fed.checks import Count, checked
 from smi_fed.data import ImageSet
 from smi_fed.distillation import (
     DistillationConfig,
@@ -43,7 +43,7 @@ from smi_fed.training import predict
 log = logging.getLogger("smi_fed")
 
 
-@dataclass(frozen=True)
+@checked
 class PipelineConfig:
     """Settings of the server's work.
 
@@ -55,13 +55,9 @@ class PipelineConfig:
         SettingError: naming what cannot be.
     """
 
-    images_per_teacher: int = 300
+    images_per_teacher: Count = 300
     inversion: InversionConfig = field(default_factory=InversionConfig.paper)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-
-    def __post_init__(self) -> None:
-        count = self.images_per_teacher
-        require(is_integer(count) and count > 0, "images_per_teacher", count, "an int >= 1")
 
 
 @dataclass(frozen=True)

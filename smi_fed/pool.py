@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from smi_fed.checks import is_integer, is_number, require
+from smi_fed.checks import Allowed, Flag, Natural, checked
 from smi_fed.sparse_images import SparseImages, StoredImages
 
 
-@dataclass(frozen=True)
+@checked
 class PoolConfig:
     """How images of earlier rounds are used again.
 
@@ -25,14 +27,9 @@ class PoolConfig:
         SettingError: naming what cannot be.
     """
 
-    images: int = 0
-    decay: float = 0.5
-    warm: bool = False
-
-    def __post_init__(self) -> None:
-        require(is_integer(self.images) and self.images >= 0, "images", self.images, "an int >= 0")
-        require(is_number(self.decay) and 0 < self.decay <= 1, "decay", self.decay, "a number in (0, 1]")
-        require(isinstance(self.warm, bool), "warm", self.warm, "true | false")
+    images: Natural = 0
+    decay: Annotated[float, Field(strict=True, gt=0, le=1), Allowed("a number in (0, 1]")] = 0.5
+    warm: Flag = False
 
 
 AnyImages = SparseImages | StoredImages

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, field
+from typing import Annotated, Any
 
-from smi_fed.checks import SettingError, is_integer, is_number, require
+from pydantic import Field
+
+from smi_fed.checks import Allowed, Count, Number, Positive, SettingError, checked, read, require
 
 SCHEMA_VERSION = 1
 
+FEW = Field(min_length=1)
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
+CHANNELS = Allowed("finite numbers, above 0 for std, one per channel")
 
-@dataclass(frozen=True)
+
+@checked
 class ModelSpec:
     """What it takes to build a classifier again, without its weights.
 
@@ -30,37 +36,18 @@ class ModelSpec:
         SettingError: a field that cannot be right, naming it.
     """
 
-    name: str
-    num_classes: int
-    image_size: int | None = None
+    name: Annotated[str, Field(strict=True, min_length=1), Allowed("a timm model name")]
+    num_classes: Count
+    image_size: Annotated[Count | None, Allowed("an int >= 1 or null")] = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    mean: Annotated[Annotated[tuple[Number, ...], FEW] | None, CHANNELS] = None
+    std: Annotated[Annotated[tuple[Positive, ...], FEW] | None, CHANNELS] = None
+    class_names: Annotated[tuple[ClassName, ...] | None, Allowed("a list of names")] = None
 
     def __post_init__(self) -> None:
-        require(isinstance(self.name, str) and bool(self.name), "name", self.name, "a timm model name")
-        require(is_integer(self.num_classes) and self.num_classes > 0, "num_classes", self.num_classes, "an int >= 1")
-        if self.image_size is not None:
-            require(is_integer(self.image_size) and self.image_size > 0, "image_size", self.image_size, "an int >= 1")
-        require(isinstance(self.kwargs, Mapping), "kwargs", self.kwargs, "a mapping")
-        kwargs = {key: _one_form(value) for key, value in self.kwargs.items()}
-        object.__setattr__(self, "kwargs", kwargs)
-        for key in ("mean", "std"):
-            self._freeze_floats(key)
-        if self.class_names is not None:
-            good = isinstance(self.class_names, list | tuple) and len(self.class_names) == self.num_classes
-            require(good, "class_names", self.class_names, f"{self.num_classes} names")
-            object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
-
-    def _freeze_floats(self, key: str) -> None:
-        value = getattr(self, key)
-        if value is None:
-            return
-        good = isinstance(value, list | tuple) and len(value) > 0
-        good = good and all(is_number(x) and (key == "mean" or x > 0) for x in value)
-        require(good, key, value, "finite numbers, above 0 for std, one per channel")
-        object.__setattr__(self, key, tuple(float(x) for x in value))
+        object.__setattr__(self, "kwargs", {key: _one_form(value) for key, value in self.kwargs.items()})
+        good = self.class_names is None or len(self.class_names) == self.num_classes
+        require(good, "class_names", self.class_names, f"{self.num_classes} names")
 
     def to_json(self) -> str:
         """The spec as JSON with a schema version."""
@@ -81,11 +68,9 @@ class ModelSpec:
         schema = fields.pop("schema", None)
         require(schema == SCHEMA_VERSION, "spec.schema", schema, f"version {SCHEMA_VERSION}")
         try:
-            return cls(**fields)
+            return read(cls, fields)
         except SettingError as error:
             raise error.under("spec") from error
-        except TypeError as error:
-            raise SettingError("spec", sorted(fields), "the fields of ModelSpec") from error
 
 
 def _one_form(value: Any) -> Any:

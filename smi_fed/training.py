@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smi_fed.checks import is_integer, is_number, require, require_choice
+from smi_fed.checks import Betas, Count, Natural, NonNegative, Positive, Share, checked
 from smi_fed.data import ImageSet
 from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
 
 
-@dataclass(frozen=True)
+@checked
 class TrainingConfig:
     """Settings of `train`.
 
@@ -37,31 +37,16 @@ class TrainingConfig:
         SettingError: naming what cannot be.
     """
 
-    steps: int = 300
-    batch_size: int = 64
-    optimiser: str = "muon"
-    learning_rate: float = 3e-3
-    muon_learning_rate: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    warmup: float = 0.15
-    clip: float = 1.0
-    jitter: int = 1
-
-    def __post_init__(self) -> None:
-        require_choice("optimiser", self.optimiser, ("muon", "adamw"))
-        for key, least in {"steps": 1, "batch_size": 1, "jitter": 0}.items():
-            value = getattr(self, key)
-            require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
-        for key in ("learning_rate", "muon_learning_rate", "clip"):
-            value = getattr(self, key)
-            require(is_number(value) and value > 0, key, value, "a number > 0")
-        require(is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", self.warmup, "a number inside (0, 1)")
-        good = isinstance(self.betas, list | tuple) and len(self.betas) == 2
-        good = good and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
-        require(good, "betas", self.betas, "two numbers in [0, 1)")
-        object.__setattr__(self, "betas", tuple(self.betas))
+    steps: Count = 300
+    batch_size: Count = 64
+    optimiser: Literal["muon", "adamw"] = "muon"
+    learning_rate: Positive = 3e-3
+    muon_learning_rate: Positive = 0.01
+    betas: Betas = (0.9, 0.95)
+    weight_decay: NonNegative = 0.05
+    warmup: Share = 0.15
+    clip: Positive = 1.0
+    jitter: Natural = 1
 
 
 class Optimiser:

@@ -1,13 +1,22 @@
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smi_fed.checks import SettingError
-from smi_fed.config import compose, join_overrides, load_settings
+from smi_fed.checks import SettingError, read
+from smi_fed.config import ClientConfig, ModelsConfig, ServerConfig, Settings, StrategyConfig, compose, load_settings
+from smi_fed.models import ModelSpec
+from smi_fed.policy import DEFAULT_ARCHITECTURES, AdmissionPolicy
+from smi_fed.training import TrainingConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
+COMPOSED = compose(CONF, [])
 
 
 def override_for(path):
@@ -51,26 +60,6 @@ def test_studies_keep_their_method_whatever_the_default_is(name):
     assert load_settings(CONF, f"experiment={name} inversion=dense").inversion.rebirth is False
 
 
-def test_quoted_overrides_survive():
-    settings = load_settings(CONF, "inversion.schedule='10:0.3,20:0.3' data=folder data.name='/a b/c'")
-    assert settings.data.name == "/a b/c"
-    assert str(settings.inversion.schedule) == "10:0.3,20:0.3"
-
-
-def test_a_shells_words_become_one_string():
-    words = [
-        "seed=3",
-        "inversion.schedule=10:0.3,20:0.3",
-        "data=folder",
-        "data.name=/a b/c",
-        "inversion.levels=[2,4]",
-    ]
-    settings = load_settings(CONF, join_overrides(words))
-    assert (settings.seed, settings.data.name, settings.inversion.levels) == (3, "/a b/c", (2, 4))
-    assert str(settings.inversion.schedule) == "10:0.3,20:0.3"
-    assert load_settings(CONF, join_overrides(["inversion.schedule=''"])).inversion.schedule.stops == ()
-
-
 def test_the_first_mistake_of_several_overrides_is_named():
     with pytest.raises(SettingError, match="inversion.iteratons") as error:
         load_settings(CONF, "seed=1 inversion.iteratons=3 data.alpha=2")
@@ -96,3 +85,125 @@ def test_every_client_server_and_strategy_field_can_be_overridden():
     for group in ("client", "server", "strategy", "admission", "pool"):
         assert set(composed[group]) == set(vars(getattr(settings, group)))
     assert set(composed["client"]["training"]) == set(vars(settings.client.training))
+
+
+def places(node, path=()):
+    """Paths of all keys below `node`."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+KEYS = st.text(max_size=3) | st.sampled_from(["steps", "name", "num_classes", "kwargs", "seed"]) | st.integers()
+JSON_LIKE = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(places(COMPOSED))), KEYS | st.none(), JSON_LIKE), min_size=1, max_size=3)
+)
+def test_any_value_anywhere_makes_settings_or_a_setting_error(changes):
+    values = deepcopy(COMPOSED)
+    for path, extra, value in changes:
+        node = values
+        for key in path[:-1]:
+            node = node[key] if isinstance(node, dict) and isinstance(node.get(key), dict) else {}
+        node[path[-1]] = value
+        if extra is not None and isinstance(value, dict):
+            value[extra] = 3
+    with suppress(SettingError):
+        made = read(Settings, values)
+        assert read(Settings, asdict(made)) == made
+
+
+@settings(deadline=None, max_examples=25)  # each is several compositions
+@given(st.sampled_from(sorted(places(COMPOSED))), st.sampled_from(["", "+", "++", "~"]), st.text(max_size=8))
+def test_any_override_makes_settings_or_a_setting_error(path, sign, value):
+    with suppress(SettingError):
+        assert isinstance(load_settings(CONF, [f"{sign}{'.'.join(path)}={value}"]), Settings)
+
+
+def at(path):
+    node = COMPOSED
+    for key in path:
+        node = node[key]
+    return node
+
+
+@pytest.mark.parametrize("path", [p for p in places(COMPOSED) if isinstance(at(p), dict)], ids=".".join)
+def test_null_is_no_group(path):
+    values = deepcopy(COMPOSED)
+    node = values
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = None
+    with pytest.raises(SettingError) as error:
+        read(Settings, values)
+    assert str(error.value) == f"{'.'.join(path)}: got None, allowed: a mapping"
+
+
+@pytest.mark.parametrize(
+    "group", ["inversion", "data", "model", "distillation", "strategy", "client", "pool", "admission"]
+)
+@pytest.mark.parametrize("override", ["{}=null", "~{}", "{}=3"])
+def test_a_group_cannot_be_taken_away(group, override):
+    if (group, override) == ("pool", "~{}"):
+        assert load_settings(CONF, "~pool") == load_settings(CONF)
+        return
+    with pytest.raises(SettingError) as error:
+        load_settings(CONF, [override.format(group)])
+    assert error.value.key == group
+
+
+def test_no_arguments_of_a_strategy_are_none():
+    assert load_settings(CONF, "strategy.arguments=null").strategy.arguments == {}
+
+
+def test_all_faults_of_a_configuration_are_told_at_once():
+    with pytest.raises(SettingError) as error:
+        load_settings(CONF, "inversion.iterations=0 data.alpha=-1 client.training.betas=[1] +pool.imges=3")
+    assert str(error.value).split("; ") == [
+        "data.alpha: got -1, allowed: a number > 0",
+        "client.training.betas: got [1], allowed: two numbers in [0, 1)",
+        "inversion.iterations: got 0, allowed: an int >= 1",
+        "pool.imges: got 3, allowed: a key of pool: images",
+    ]
+
+
+SPEC = ModelSpec("resnet10t", 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "value", "allowed"),
+    [
+        (AdmissionPolicy, "max_parameters", -1, "an int >= 1"), (AdmissionPolicy, "max_examples", 0, "an int >= 1"),
+        (AdmissionPolicy, "max_claim_ratio", 0.5, "a number >= 1"),
+        (AdmissionPolicy, "max_claim_ratio", float("inf"), "a number >= 1"),
+        (AdmissionPolicy, "architectures", "resnet18", "a list"), (AdmissionPolicy, "architectures", None, "a list"),
+        (lambda **x: ModelsConfig(**{"clients": {"a": SPEC}, "student": SPEC, **x}), "clients", {}, "at least one"),
+        (lambda **x: ModelsConfig(**{"clients": {"a": SPEC}, "student": SPEC, **x}), "student", None, "a mapping"),
+        (lambda **x: ClientConfig(**{"training": TrainingConfig(), **x}), "minimum_examples", 1, "an int >= 2"),
+        (lambda **x: ClientConfig(**{"training": TrainingConfig(), **x}), "student_weight", 1, "a number in [0, 1)"),
+        (ServerConfig, "device", "tpu", "auto | cpu | cuda | cuda:N"), (ServerConfig, "threads", -1, "an int from 0"),
+        (ServerConfig, "threads", 10**10, "an int from 0 to 1024"), (ServerConfig, "min_teachers", 0, "an int >= 1"),
+        (StrategyConfig, "name", "FedBest", "Bulyan | FedAdagrad"), (StrategyConfig, "timeout", 0, "a number > 0"),
+        (StrategyConfig, "arguments", 3, "a mapping"), (StrategyConfig, "projection", "all", "ensemble | per_teacher"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(make, key, value, allowed):
+    with pytest.raises(SettingError) as error:
+        make(**{key: value})
+    assert (error.value.key, error.value.got, error.value.more) == (key, value, ())
+    assert error.value.allowed.startswith(allowed)
+
+
+def test_architectures_that_are_let_in():
+    assert load_settings(CONF).admission == AdmissionPolicy()
+    assert load_settings(CONF, "admission.architectures=[]").admission.architectures == DEFAULT_ARCHITECTURES
+    assert load_settings(CONF, "admission.architectures=[resnet18]").admission.architectures == ("resnet18",)
+    with pytest.raises(SettingError) as error:
+        load_settings(CONF, "admission.architectures=[resnet18,resnet1,hf-hub:a/b,3]")
+    assert [each.key for each in (error.value, *error.value.more)] == [
+        f"admission.architectures.{i}" for i in (1, 2, 3)
+    ]
+    assert error.value.allowed.startswith("a timm model name, such as ")

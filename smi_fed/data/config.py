@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from smi_fed.checks import is_integer, is_number, require, require_choice
+from pydantic import Field
+
+from smi_fed.checks import Allowed, Count, Positive, Share, Text, checked, one_of, require
 
 SOURCES = ("digits", "shapes", "hub", "folder")
 EMBEDDED = ("digits", "shapes")
 SCHEMES = ("iid", "dirichlet", "pathological")
 
 
-@dataclass(frozen=True)
+@checked
 class DataConfig:
     """Which images, and how they are divided.
 
@@ -31,31 +33,19 @@ class DataConfig:
         SettingError: naming what cannot be.
     """
 
-    source: str = "digits"
-    name: str = ""
-    image_size: int = 32
-    channels: int = 1
-    test_fraction: float = 0.25
-    image_column: str = "image"
-    label_column: str = "label"
-    scheme: str = "dirichlet"
-    alpha: float = 0.5
-    classes_per_partition: int = 2
-    background: float = 1.0
+    source: Annotated[Text, one_of(SOURCES)] = "digits"
+    name: Text = ""
+    image_size: Annotated[int, Field(strict=True, ge=8), Allowed("an int >= 8")] = 32
+    channels: Annotated[int, Field(strict=True), one_of((1, 3))] = 1
+    test_fraction: Share = 0.25
+    image_column: Text = "image"
+    label_column: Text = "label"
+    scheme: Annotated[Text, one_of(SCHEMES)] = "dirichlet"
+    alpha: Positive = 0.5
+    classes_per_partition: Count = 2
+    background: Annotated[float, Field(strict=True, ge=0, le=1), Allowed("a number in [0, 1]")] = 1.0
 
     def __post_init__(self) -> None:
-        require_choice("source", self.source, SOURCES)
-        require_choice("scheme", self.scheme, SCHEMES)
         require(self.source in EMBEDDED or bool(self.name), "name", self.name, f"a name for source {self.source}")
-        size = self.image_size
-        require(is_integer(size) and size >= 8, "image_size", size, "an int >= 8")
-        require(self.channels in (1, 3), "channels", self.channels, "1 | 3")
         coloured = self.source == "shapes"
         require(not coloured or self.channels == 3, "channels", self.channels, "3, for source shapes")
-        fraction = self.test_fraction
-        require(is_number(fraction) and 0 < fraction < 1, "test_fraction", fraction, "a number inside (0, 1)")
-        require(is_number(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number > 0")
-        classes = self.classes_per_partition
-        require(is_integer(classes) and classes > 0, "classes_per_partition", classes, "an int >= 1")
-        grey = self.background
-        require(is_number(grey) and 0 <= grey <= 1, "background", grey, "a number in [0, 1]")

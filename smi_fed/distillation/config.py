@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from smi_fed.checks import is_number, require, require_choice
+from smi_fed.checks import Count, NonNegative, Positive, Text, checked, one_of, require
 from smi_fed.training import TrainingConfig
 
 ENSEMBLES = ("uniform", "examples", "class")
 
 
-@dataclass(frozen=True)
+@checked
 class DistillationConfig(TrainingConfig):
     """Settings of `distill`; those of `TrainingConfig` are the student's optimiser.
 
@@ -26,20 +27,14 @@ class DistillationConfig(TrainingConfig):
         SettingError: naming what cannot be.
     """
 
-    steps: int = 600
-    temperature: float = 2.0
-    mixup: float = 1.0
-    tokens: str = "all"
-    ensemble: str = "class"
-    relabel: float = 0.0
+    steps: Count = 600
+    temperature: Positive = 2.0
+    mixup: NonNegative = 1.0
+    tokens: Literal["all", "kept", "mixed"] = "all"
+    ensemble: Annotated[Text, one_of(ENSEMBLES)] = "class"
+    relabel: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(is_number(self.temperature) and self.temperature > 0, "temperature", self.temperature, "a number > 0")
-        require(is_number(self.mixup) and self.mixup >= 0, "mixup", self.mixup, "a number >= 0")
-        require_choice("tokens", self.tokens, ("all", "kept", "mixed"))
-        require_choice("ensemble", self.ensemble, ENSEMBLES)
-        require(is_number(self.relabel) and self.relabel >= 0, "relabel", self.relabel, "a number >= 0")
         require(not self.relabel or self.tokens == "all", "relabel", self.relabel, "0 unless tokens is all")
 
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
-from smi_fed.checks import is_integer, is_number, require, require_choice
+from pydantic import BeforeValidator
+
+from smi_fed.checks import (
+    Allowed,
+    Betas,
+    Count,
+    Flag,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Text,
+    checked,
+    one_of,
+    require,
+)
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.inversion.selections import SELECTIONS
 
 PAPER_SCHEDULE = StopSchedule(((50, 0.3), (100, 0.3), (200, 0.3), (300, 0.3)))
 
 
-@dataclass(frozen=True)
+def _read_schedule(value: Any) -> Any:
+    return StopSchedule.parse(value) if isinstance(value, str) else value
+
+
+@checked
 class InversionConfig:
     """Settings of `invert`; the defaults are the paper's (section 4, 'Implementation').
 
@@ -50,82 +69,46 @@ class InversionConfig:
         patch_size: grid for models without patch tokens.
 
     Raises:
-        ValueError: a value that cannot be, with key, value and what is allowed.
+        SettingError: values that cannot be, each with key, value and what is allowed.
     """
 
-    iterations: int = 4000
-    schedule: StopSchedule = PAPER_SCHEDULE
-    learning_rate: float = 0.25
-    learning_rate_decay: str = "constant"
-    betas: tuple[float, float] = (0.5, 0.99)
-    parametrisation: str = "pixels"
-    levels: tuple[int, ...] = (4, 8)
-    start_scale: float = 0.1
-    background: str = "frozen"
-    selection: str = "attention"
-    rebirth: bool = False
-    adaptive: bool = False
-    patience: int = 0
-    tolerance: float = 0.01
-    tv: float = 1e-4
-    statistics: float = 0.0
-    batchnorm: float = 0.0
-    jitter: int = 30
-    flip: bool = True
-    batch_size: int | str = 64
-    precision: str = "float32"
-    compile: bool = False
-    patch_size: int | None = None
+    iterations: Count = 4000
+    schedule: Annotated[StopSchedule, BeforeValidator(_read_schedule)] = PAPER_SCHEDULE
+    learning_rate: Positive = 0.25
+    learning_rate_decay: Literal["constant", "cosine"] = "constant"
+    betas: Betas = (0.5, 0.99)
+    parametrisation: Literal["pixels", "pyramid"] = "pixels"
+    levels: Annotated[tuple[Count, ...], Allowed("different ints >= 1")] = (4, 8)
+    start_scale: NonNegative = 0.1
+    background: Literal["frozen", "rendered"] = "frozen"
+    selection: Annotated[Text, one_of(SELECTIONS)] = "attention"
+    rebirth: Flag = False
+    adaptive: Flag = False
+    patience: Natural = 0
+    tolerance: Fraction = 0.01
+    tv: NonNegative = 1e-4
+    statistics: NonNegative = 0.0
+    batchnorm: NonNegative = 0.0
+    jitter: Natural = 30
+    flip: Flag = True
+    batch_size: Annotated[Count | Literal["auto"], Allowed("an int >= 1 or auto")] = 64
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: Flag = False
+    patch_size: Annotated[Count | None, Allowed("an int >= 1 or null")] = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.schedule, str):
-            object.__setattr__(self, "schedule", StopSchedule.parse(self.schedule))
-        for key in ("betas", "levels"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))
-        self._check_numbers()
-        self._check_choices()
-        self._check_combinations()
-
-    def _check_numbers(self) -> None:
-        for key, least in {"iterations": 1, "jitter": 0, "patience": 0}.items():
-            value = getattr(self, key)
-            require(is_integer(value) and value >= least, key, value, f"an int >= {least}")
-        size = self.batch_size
-        good = size == "auto" if isinstance(size, str) else is_integer(size) and size > 0
-        require(good, "batch_size", size, "an int >= 1 or auto")
-        for key in ("tv", "statistics", "batchnorm", "start_scale"):
-            value = getattr(self, key)
-            require(is_number(value) and value >= 0, key, value, "a number >= 0")
-        require(is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
-        good = len(self.betas) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
-        require(good, "betas", self.betas, "two numbers in [0, 1)")
-        good = len(self.levels) > 0 and all(is_integer(level) and level > 0 for level in self.levels)
-        require(good and len(set(self.levels)) == len(self.levels), "levels", self.levels, "different ints >= 1")
-        good = is_number(self.tolerance) and 0 <= self.tolerance < 1
-        require(good, "tolerance", self.tolerance, "a number in [0, 1)")
-        size = self.patch_size
-        require(size is None or (is_integer(size) and size > 0), "patch_size", size, "an int >= 1 or null")
-
-    def _check_choices(self) -> None:
-        require_choice("learning_rate_decay", self.learning_rate_decay, ("constant", "cosine"))
-        require_choice("parametrisation", self.parametrisation, ("pixels", "pyramid"))
-        require_choice("background", self.background, ("frozen", "rendered"))
-        require_choice("selection", self.selection, SELECTIONS)
-        require_choice("precision", self.precision, ("float32", "bfloat16"))
-        for key in ("flip", "compile", "rebirth", "adaptive"):
-            require(isinstance(getattr(self, key), bool), key, getattr(self, key), "true | false")
-
-    def _check_combinations(self) -> None:
+        good = 0 < len(self.levels) == len(set(self.levels))
+        require(good, "levels", self.levels, "different ints >= 1")
         late = [iteration for iteration, _ in self.schedule.stops if iteration >= self.iterations]
         require(not late, "schedule", str(self.schedule), f"stops before the last iteration, {self.iterations}")
         free = self.parametrisation == "pixels" and self.background == "rendered"
         require(not free, "background", self.background, "frozen, where parametrisation is pixels")
         both = self.rebirth and self.adaptive
         require(not both, "adaptive", True, "false, where rebirth is true: a softer schedule gives fewer images")
-        mirrored = self.statistics > 0 and self.flip
         for key in ("statistics", "batchnorm"):
             chosen = getattr(self, key) > 0 and self.batch_size == "auto"
             require(not chosen, "batch_size", "auto", f"an int, where {key} > 0: the prior couples a batch's images")
+        mirrored = self.statistics > 0 and self.flip
         require(not mirrored, "flip", self.flip, "false, where statistics > 0: the prior compares positions")
 
     @property

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from smi_fed.checks import is_integer, is_number, require
+from smi_fed.checks import Natural, SettingError, Share, checked, require
 
 
-@dataclass(frozen=True)
+@checked
 class StopSchedule:
     """At each listed iteration a share of the *remaining* patches stops for good.
 
@@ -17,45 +16,32 @@ class StopSchedule:
             increasing. Empty is dense inversion.
 
     Raises:
-        ValueError: naming the stop that cannot be.
+        SettingError: naming the stop that cannot be.
     """
 
-    stops: tuple[tuple[int, float], ...] = ()
+    stops: tuple[tuple[Natural, Share], ...] = ()
 
     def __post_init__(self) -> None:
-        before = -1
-        for iteration, ratio in self.stops:
-            require(
-                is_integer(iteration) and iteration > before,
-                "schedule",
-                str(self),
-                f"strictly increasing iterations >= 0, not {iteration!r} after {before}"
-                if before >= 0
-                else f"iterations >= 0, not {iteration!r}",
-            )
-            good = is_number(ratio) and 0 < ratio < 1
-            require(good, "schedule", str(self), f"ratios inside (0, 1), not {ratio!r}")
-            before = iteration
+        iterations = [iteration for iteration, _ in self.stops]
+        good = iterations == sorted(set(iterations))
+        require(good, "stops", self.stops, "strictly increasing iterations")
 
     @classmethod
     def parse(cls, text: str) -> StopSchedule:
         """Read '50:0.3,100:0.3'; an empty text is dense.
 
         Raises:
-            ValueError: the text does not have this form, or its stops cannot be.
+            SettingError: the text does not have this form, or its stops cannot be.
         """
-        stops = []
-        for part in text.split(",") if text.strip() else []:
-            iteration, colon, ratio = part.partition(":")
-            try:
-                require(bool(colon), "schedule", text, "ITERATION:RATIO pairs separated by commas")
-                stops.append((int(iteration), float(ratio)))
-            except ValueError as error:
-                raise ValueError(
-                    f"schedule: got {text!r}, allowed: ITERATION:RATIO pairs separated by commas, such as "
-                    f"50:0.3,100:0.3 ({part!r} is none)"
-                ) from error
-        return cls(tuple(stops))
+        pairs = [part.partition(":") for part in text.split(",")] if text.strip() else []
+        try:
+            return cls(tuple((int(iteration), float(ratio)) for iteration, _, ratio in pairs))
+        except SettingError as error:
+            allowed = "iterations >= 0, strictly increasing, with ratios inside (0, 1)"
+            raise SettingError("schedule", text, allowed) from error
+        except ValueError as error:
+            allowed = "ITERATION:RATIO pairs separated by commas, such as 50:0.3,100:0.3"
+            raise SettingError("schedule", text, allowed) from error
 
     def __str__(self) -> str:
         return ",".join(f"{iteration}:{ratio}" for iteration, ratio in self.stops)

@@ -1,6 +1,6 @@
 """Flower strategies; with `server` and `clients` the only code that imports flwr."""
 
-from smi_fed.strategies.admission import AdmissionPolicy
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.strategies.data_free import DataFreeDistillation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
 from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError, UnsoundStudentError

@@ -22,7 +22,8 @@ from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
-from smi_fed.strategies.allow_list import AdmissionPolicy, Expectation, check_spec
+from smi_fed.policy import AdmissionPolicy
+from smi_fed.strategies.allow_list import Expectation, check_spec
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
@@ -35,15 +36,14 @@ HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
 
-def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
-    """A teacher from a claim that passes every check.
+def check_model(text: str, policy: AdmissionPolicy, expected: Expectation) -> Classifier:
+    """The model of a spec that a client may have, without memory for its weights.
 
     Raises:
         BadReplyError: saying what was got and what is allowed.
     """
-    spec = check_spec(claim.spec, policy, expected)
     with torch.device("meta"):
-        shape = _build(spec)
+        shape = _build(check_spec(text, policy, expected))
     if (size := count_parameters(shape)) > policy.max_parameters:
         raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
     if (size := sum(buffer.numel() for buffer in shape.buffers())) > policy.max_parameters:
@@ -55,7 +55,17 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     most = LARGEST_TOKEN_GRID if is_token_model(shape.backbone) else LARGEST_GRID
     if (size := grid_of(shape)) > most:
         raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
-    expected_weights = shape.state_dict()
+    return shape
+
+
+def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: torch.device) -> TrainedTeacher:
+    """A teacher from a claim that passes every check.
+
+    Raises:
+        BadReplyError: saying what was got and what is allowed.
+    """
+    shape = check_model(claim.spec, policy, expected)
+    spec, expected_weights = shape.spec, shape.state_dict()
     # A plain timm model's own names have no "backbone.", and a wrapped one's have more words.
     arrays = matched(claim.arrays, expected_weights, ("", "backbone."))
     weights = check_arrays(arrays, expected_weights)
@@ -78,8 +88,7 @@ def claimed_arrays(
     Raises:
         BadReplyError: a spec that is not admitted, or another number of arrays.
     """
-    with torch.device("meta"):
-        wanted = _build(check_spec(spec, policy, expected)).state_dict()
+    wanted = check_model(spec, policy, expected).state_dict()
     if len(wanted) != len(payloads):
         raise BadReplyError(f"the reply has {len(payloads)} arrays, the model has {len(wanted)}")
     return {

@@ -9,6 +9,7 @@ from typing import Any
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_integer, is_number
 from smi_fed.models import Classifier, ModelSpec
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.registry import registered
 from smi_fed.strategies.records import BadReplyError
 
@@ -26,38 +27,6 @@ KWARG_CHOICES: dict[str, tuple[Any, ...]] = {
 STAGES = 4
 """Most values of an argument that is one number per stage."""
 PER_STAGE = frozenset({"depths", "num_heads"})
-
-DEFAULT_ARCHITECTURES = (
-    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
-    "deit_small_patch16_224", "deit_base_patch16_224", "deit_tiny_distilled_patch16_224",
-    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
-    "resnet10t", "resnet18", "resnet26t", "resnet34", "resnet50", "convnext_atto", "convnext_tiny",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AdmissionPolicy:
-    """What a client may claim.
-
-    Args:
-        architectures: names that are let in, exactly: timm's, and those of `register_model`.
-        max_parameters: largest model.
-        max_examples: claimed examples are cut to this.
-        max_claim_ratio: ... and to this many times the median claim of the round, so that
-            one client cannot outweigh all others by a number.
-    """
-
-    architectures: tuple[str, ...] = DEFAULT_ARCHITECTURES
-    max_parameters: int = 200_000_000
-    max_examples: int = 10_000_000
-    max_claim_ratio: float = 10.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "architectures", tuple(self.architectures))
-        for key in ("max_parameters", "max_examples", "max_claim_ratio"):
-            value = getattr(self, key)
-            if not is_number(value) or value < 1:
-                raise SettingError(key, value, "a number >= 1")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import torch
 from smi_fed.files import FileFormatError
 from smi_fed.inversion import DivergedError
 from smi_fed.pipeline import PipelineConfig, invert_teacher, seeded
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import Pool, at_hand
-from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, cap_claims
+from smi_fed.strategies.admission import admit, cap_claims
+from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import Answer, TooFewTeachersError, Verdict, describe
 from smi_fed.strategies.run_state import RunState, client_number, file_name

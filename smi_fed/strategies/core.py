@@ -19,8 +19,9 @@ from smi_fed.distillation import DistillationRecord
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, distill_student, seeded
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import Pool, PoolConfig
-from smi_fed.strategies.admission import AdmissionPolicy, Expectation
+from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.arrivals import DISTILLATION, Arrivals
 from smi_fed.strategies.memory import arguments_of
 from smi_fed.strategies.round_record import Answer, RoundRecord, Weights

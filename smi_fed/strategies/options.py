@@ -10,8 +10,8 @@ import torch
 
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import PipelineConfig
+from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import PoolConfig
-from smi_fed.strategies.admission import AdmissionPolicy
 from smi_fed.strategies.round_record import RoundRecord
 
 

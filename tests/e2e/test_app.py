@@ -160,7 +160,7 @@ def no_client(*_):
         ("inversion.iteratons=3", "inversion.iteratons: got '3', allowed: .*inversion.iterations"),
         ("inversion.schedule='1:1.0'", "inversion.schedule: got .* inside"),
         ("inversion.schedule='900:0.3'", "inversion.schedule: got '900:0.3', allowed: stops before"),
-        ("inversion.tv=-1", "inversion.tv: got -1.0, allowed: a number >= 0"),
+        ("inversion.tv=-1", "inversion.tv: got -1, allowed: a number >= 0"),
         ("inversion.statistics=-1", "inversion.statistics: got -1"),
         ("inversion=fastest", "inversion: got 'fastest', allowed: attention | dense"),
         ("distillation.temperature=0", "distillation.temperature: got 0"),
@@ -175,6 +175,18 @@ def no_client(*_):
         ("client.training.steps=0", "client.training.steps: got 0, allowed: an int >= 1"),
         ("strategy.name=FedBest", "strategy.name: got 'FedBest', allowed: .*FedAvg"),
         ("seed=-1", "seed: got -1"),
+        ("inversion=null", "inversion: got 'null', allowed: adaptive"),
+        ("admission.architectures=[resnet18]", r"model.clients.vit_p4_w64_d2: got 'vit_tiny.* lets in \(.*allow-list"),
+        (
+            "admission.architectures=[vit_made_up]",
+            "admission.architectures.0: got 'vit_made_up', allowed: a timm",
+        ),
+        (
+            "admission.max_parameters=120000",
+            "model.clients.vit_p8_w96_d3: got .* has 3[0-9]{5} parameters, allowed",
+        ),
+        ("+model.clients.vit_p8_w64_d4.kwargs.drop_rate=0.1", "model.clients.vit_p8_w64_d4: got .* 'drop_rate' is not"),
+        ("model.clients.vit_p4_w48_d3.mean=[11]", "model.clients.vit_p4_w48_d3: got .*normalisation is"),
     ],
 )
 def test_mistakes_are_refused_before_any_client_is_asked(tmp_path, override, says):

@@ -62,7 +62,7 @@ def test_the_demo_end_to_end(tmp_path):
 
 
 def test_a_failed_run_exits_with_1_and_says_why(tmp_path):
-    process, marker = demo(tmp_path, "experiment=smoke", "admission.architectures=[vit_base_patch16_224]")
+    process, marker = demo(tmp_path, "experiment=smoke", "server.min_teachers=5")
     printed, _ = process.communicate()
     assert process.returncode == 1
     assert "is not on the allow-list" in printed.splitlines()[-1]

@@ -9,7 +9,7 @@ from simulations import throughput
 from simulations.one_device import FederationConfig, federation, smooth_images
 from simulations.throughput import ThroughputConfig, main, summary
 from simulations.throughput_table import print_tables
-from smi_fed.checks import SettingError
+from smi_fed.checks import SettingError, read
 from smi_fed.inversion import InversionConfig
 from smi_fed.inversion.flops import StageFlops
 
@@ -133,8 +133,8 @@ def test_tables_show_what_was_measured(capsys):
 
 def test_the_yaml_has_the_defaults_of_the_class():
     from simulations.measuring import PROJECT
-    from smi_fed.config import compose, make
+    from smi_fed.config import compose
 
-    assert make(ThroughputConfig, compose(PROJECT / "simulations" / "conf", [], "throughput"), "") == ThroughputConfig()
+    assert read(ThroughputConfig, compose(PROJECT / "simulations" / "conf", [], "throughput")) == ThroughputConfig()
     with pytest.raises(SettingError, match="steps"):
         FederationConfig(steps=0)

@@ -96,7 +96,7 @@ BAD_REPLIES = {
     "other channels": (lambda: with_kwargs(in_chans=1), "1 channels"),
     "other classes": (lambda: with_spec(num_classes=7), "num_classes: got 7, allowed: 5, where classes have no names"),
     "spec schema": (lambda: with_spec(schema=99), "got 99, allowed: version 1"),
-    "spec field": (lambda: with_spec(code="import os"), "fields of ModelSpec"),
+    "spec field": (lambda: with_spec(code="import os"), "spec.code: got"),
     "spec too long": (lambda: with_spec(class_names=["x" * 20_000] * 5), "characters, allowed"),
     "spec too deep": (lambda: with_model_text("[" * 15_000), "JSON text"),
     "overflowing normalisation": (lambda: with_spec(std=[1e-30] * 3), "normalisation is"),

@@ -11,9 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from smi_fed.alignment import interchangeable
 from smi_fed.inversion.batch_norm import batch_norms
 from smi_fed.models import ModelSpec, build_model
+from smi_fed.policy import DEFAULT_ARCHITECTURES
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, claimed_arrays
-from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import describe
 from tests.models import masked_model, small_spec
