@@ -21,11 +21,8 @@ DEFAULT_ARCHITECTURES = (
 def _known(name: str) -> str:
     if not timm.is_model(name) and registered(name) is None:
         near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
-        raise SettingError(
-            "",
-            name,
-            f"a timm model name, or one of register_model, such as {', '.join(near or DEFAULT_ARCHITECTURES[:3])}",
-        )
+        some = ", ".join(near or DEFAULT_ARCHITECTURES[:3])
+        raise SettingError("", name, f"a timm model name, such as {some}, or one of register_model")
     return name
 
 
@@ -34,7 +31,8 @@ class AdmissionPolicy:
     """What a client may claim.
 
     Args:
-        architectures: names that are let in, exactly, timm's and those of `register_model`; none takes `DEFAULT_ARCHITECTURES`.
+        architectures: names that are let in, exactly, timm's and those of `register_model`; none
+            takes `DEFAULT_ARCHITECTURES`.
         max_parameters: largest model.
         max_examples: claimed examples are cut to this.
         max_claim_ratio: ... and to this many times the median claim of the round, at least 1, so
