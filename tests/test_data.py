@@ -99,34 +99,6 @@ def test_masks_go_with_their_images():
         replace(data, masks=masks.transpose(1, 2))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "allowed"),
-    [
-        ("source", "disk", "digits | folder | hub | shapes"), ("scheme", "random", "dirichlet | iid | pathological"),
-        ("image_size", 7, "an int >= 8"), ("image_size", 32.0, "an int >= 8"), ("image_size", True, "an int >= 8"),
-        ("channels", 2, "1 | 3"), ("channels", 0, "1 | 3"),
-        ("test_fraction", 0.0, "inside (0, 1)"), ("test_fraction", 1.0, "inside (0, 1)"),
-        ("test_fraction", float("nan"), "inside (0, 1)"), ("test_fraction", "0.2", "inside (0, 1)"),
-        ("background", -0.1, "in [0, 1]"), ("background", 1.1, "in [0, 1]"), ("background", "white", "in [0, 1]"),
-        ("background", float("nan"), "in [0, 1]"),
-        ("alpha", 0, "a number > 0"), ("alpha", -1.0, "a number > 0"), ("alpha", float("inf"), "a number > 0"),
-        ("classes_per_partition", 0, "an int >= 1"), ("classes_per_partition", 1.5, "an int >= 1"),
-    ],
-)  # fmt: skip
-def test_a_setting_that_cannot_be_is_named(key, value, allowed):
-    with pytest.raises(SettingError) as error:
-        DataConfig(**{key: value})
-    assert error.value.key == key
-    assert error.value.got is value
-    assert allowed in str(error.value)
-
-
-@pytest.mark.parametrize("source", ["hub", "folder"])
-def test_a_source_that_needs_a_name(source):
-    with pytest.raises(SettingError, match=f"name: got '', allowed: a name for source {source}"):
-        DataConfig(source=source)
-
-
 def test_shapes_are_in_colour():
     with pytest.raises(SettingError, match="channels: got 1, allowed: 3, for source shapes"):
         DataConfig(source="shapes")

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from smi_fed.checks import SettingError
 from smi_fed.distillation import (
     DistillationConfig,
     coverage,
@@ -268,23 +267,6 @@ def test_coverage_of_many_is_of_each():
     assert together.shape == (5, 4)
     for row in range(5):
         torch.testing.assert_close(coverage(found.select(torch.tensor([row])), (8, 8))[0], together[row])
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "allowed"),
-    [
-        ("temperature", 0.0, "a number > 0"), ("temperature", float("inf"), "a number > 0"),
-        ("mixup", -0.5, "a number >= 0"), ("mixup", "1", "a number >= 0"), ("mixup", float("nan"), "a number >= 0"),
-        ("tokens", "some", "all | kept | mixed"), ("ensemble", "median", "class | examples | uniform"),
-        ("steps", 0, "an int >= 1"), ("warmup", 1.0, "inside (0, 1)"), ("betas", (0.9,), "two numbers in [0, 1)"),
-    ],
-)  # fmt: skip
-def test_a_setting_that_cannot_be_is_named(key, value, allowed):
-    with pytest.raises(SettingError) as error:
-        DistillationConfig(**{key: value})
-    assert error.value.key == key
-    assert error.value.got is value
-    assert allowed in str(error.value)
 
 
 def test_a_distillation_is_configured_like_a_training():

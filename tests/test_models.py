@@ -21,30 +21,6 @@ def on_meta(*args, **kwargs):
         return build_model(ModelSpec(*args, **kwargs))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "allowed"),
-    [
-        ("name", "", "a timm model name"), ("name", None, "a timm model name"), ("name", 3, "a timm model name"),
-        ("num_classes", 0, "an int >= 1"), ("num_classes", -1, "an int >= 1"), ("num_classes", 2.0, "an int >= 1"),
-        ("num_classes", True, "an int >= 1"), ("num_classes", "3", "an int >= 1"),
-        ("image_size", 0, "an int >= 1"), ("image_size", 32.0, "an int >= 1"), ("image_size", (32, 32), "an int >= 1"),
-        ("kwargs", None, "a mapping"), ("kwargs", [("depth", 3)], "a mapping"),
-        ("mean", (), "one per channel"), ("mean", (0.5, float("nan")), "finite"), ("mean", ("a",), "finite"),
-        ("mean", 0.5, "one per channel"), ("mean", (True,), "finite"),
-        ("std", (0.5, 0.0, 0.5), "above 0"), ("std", (-1.0,), "above 0"), ("std", (float("inf"),), "finite"),
-        ("std", 1.0, "one per channel"),
-        ("class_names", ("a", "b"), "3 names"), ("class_names", "abc", "a list of names"),
-        ("class_names", 3, "a list of names"),
-    ],
-)  # fmt: skip
-def test_a_field_that_cannot_be_is_named(key, value, allowed):
-    with pytest.raises(SettingError) as error:
-        ModelSpec(**{"name": VIT, "num_classes": 3, key: value})
-    assert (error.value.key, error.value.got) == (key, value)
-    assert allowed in error.value.allowed
-    assert str(error.value).startswith(f"{key}: got {value!r}, allowed: ")
-
-
 def test_lists_become_tuples_and_names_texts():
     spec = ModelSpec(VIT, 2, mean=[0, 1, 0.5], std=[1, 1, 1], class_names=[7, "b"])
     assert spec == ModelSpec(VIT, 2, mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 1.0), class_names=("7", "b"))

@@ -65,7 +65,7 @@ def test_a_failed_run_exits_with_1_and_says_why(tmp_path):
     process, marker = demo(tmp_path, "experiment=smoke", "server.min_teachers=5")
     printed, _ = process.communicate()
     assert process.returncode == 1
-    assert "is not on the allow-list" in printed.splitlines()[-1]
+    assert "4 teachers admitted, 5 needed" in printed.splitlines()[-1]
     assert not (tmp_path / "out" / "student.safetensors").exists()
     assert not wait_until_gone(marker)
 

@@ -158,11 +158,3 @@ def test_a_converged_image_stays_so(vit):
         state.age += 1
         note(problem, state, torch.tensor(loss), still)
     assert done(problem, state).tolist() == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("patience", -1), ("patience", 1.5), ("tolerance", 1.0), ("tolerance", -0.1)]
-)
-def test_settings_that_cannot_be(key, value):
-    with pytest.raises(ValueError, match=key):
-        replace(BASE, **{key: value})

@@ -159,17 +159,6 @@ def test_choosing_leaves_the_teacher_and_the_random_numbers_alone(vit):
     assert all(module.training for module in vit.modules())
 
 
-@pytest.mark.parametrize("size", [0, -1, "many", True, 2.0, None])
-def test_a_batch_size_that_cannot_be(size):
-    with pytest.raises(ValueError, match="batch_size: got .*, allowed: an int >= 1 or auto"):
-        InversionConfig.paper(batch_size=size)
-
-
-def test_no_chosen_batch_with_the_prior():
-    with pytest.raises(ValueError, match="batch_size: got 'auto', allowed: an int, where statistics > 0"):
-        replace(PYRAMID, statistics=1.0, batch_size="auto")
-
-
 # Out of memory
 
 

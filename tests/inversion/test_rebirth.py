@@ -127,8 +127,3 @@ def test_stops_of_images_against_a_loop(stages):
 
 def test_last_are_the_lowest_in_order():
     assert last(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), 2).tolist() == [[1, 3]]
-
-
-def test_a_schedule_that_may_change_cannot_promise_images():
-    with pytest.raises(ValueError, match="adaptive"):
-        replace(REBIRTH, adaptive=True)
