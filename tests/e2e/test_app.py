@@ -11,6 +11,7 @@ from flwr.app import Context, RecordDict
 from clients.app import app as client_app
 from server.app import output_directory
 from server.run import FederatedRun, check_models
+from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import load_settings
 from smi_fed.data import digits
@@ -19,7 +20,6 @@ from smi_fed.report import load_student, read_report
 from smi_fed.sparse_images import SparseImages
 from smi_fed.strategies import TooFewTeachersError
 from smi_fed.training import accuracy
-from tests.strategies.grid import InProcessGrid
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMOKE = "experiment=smoke"

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
+from simulations.local_grid import InProcessGrid
 from simulations.superlink import CONNECTION, PROJECT, superlink
 from smi_fed.models import ModelSpec
 from smi_fed.strategies import records
 from tests.e2e.test_processes import wait_until_gone
-from tests.strategies.grid import InProcessGrid
 
 EXAMPLES = PROJECT / "examples"
 README = (EXAMPLES / "README.md").read_text()

@@ -9,9 +9,9 @@ import torch
 import clients.app
 from clients.app import app
 from server.run import FederatedRun
+from simulations.local_grid import InProcessGrid
 from smi_fed.config import load_settings
 from tests.e2e.test_app import CONF, SMOKE, nodes
-from tests.strategies.grid import InProcessGrid
 
 HALF = f"{SMOKE} strategy.rounds=4 strategy.arguments={{fraction_train:0.5,min_train_nodes:2}}"
 

@@ -9,6 +9,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
+from simulations.local_grid import InProcessGrid
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig, SparseImages
 from smi_fed.pipeline import PipelineConfig
@@ -16,7 +17,6 @@ from smi_fed.strategies import DataFreeDistillation, TooFewTeachersError, record
 from smi_fed.strategies.watching_grid import WatchingGrid
 from tests.models import small_spec, small_vit
 from tests.same import assert_same
-from tests.strategies.grid import InProcessGrid
 
 NODES = {11: {"partition-id": 0}, 22: {"partition-id": 1}, 33: {"partition-id": 2}}
 ARCHITECTURES = [small_spec(), small_spec(embed_dim=36, num_heads=3), small_spec(patch_size=8, depth=1)]

@@ -9,13 +9,13 @@ import pytest
 from flwr.app import Array, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 
+from simulations.local_grid import InProcessGrid
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import DataFreeDistillation, records
 from tests.models import small_spec, small_vit
 from tests.reference import aggregation as by_hand
-from tests.strategies.grid import InProcessGrid
 
 ARCHITECTURES = [small_spec(depth=1), small_spec(depth=1, embed_dim=36, num_heads=3), small_spec(depth=1, patch_size=8)]
 STUDENT = small_spec(depth=1, embed_dim=16)

@@ -9,11 +9,11 @@ from flwr.server import strategy as legacy
 from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp import strategy as flower
 
+from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.strategies import DataFreeDistillation, LegacyDataFreeDistillation
 from smi_fed.strategies.legacy import initial_parameters
 from smi_fed.strategies.wrapping import refuse_privacy_outside
-from tests.strategies.grid import InProcessGrid
 from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, quick, run  # noqa: F401
 from tests.strategies.test_legacy import Client, inner, one_round
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
+from simulations.local_grid import InProcessGrid
 from smi_fed.files import FileFormatError
 from smi_fed.pool import PoolConfig
 from smi_fed.strategies import DataFreeDistillation, arrivals, core
 from smi_fed.strategies.memory import recall, remember
 from tests.models import small_spec
-from tests.strategies.grid import InProcessGrid
 from tests.strategies.test_data_free import NODES, PIPELINE, bad_client, client
 
 ROUNDS = 3
