@@ -30,7 +30,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    children = model._modules
+    children = dict(model.named_children())
     for name in (COMPILED, CHECKPOINTED):
         if name in children:
             return children[name]
@@ -38,13 +38,13 @@ def _inside(model: nn.Module) -> nn.Module | None:
         return model.module
     base = children.get("base_model")
     if base is not None and _holds_only(model, "base_model") and _holds_only(base, "model"):
-        return base._modules["model"]  # PEFT; its adapters are layers of that model
+        return base.model  # type: ignore[return-value]  # PEFT; its adapters are layers of that model
     return None
 
 
 def _holds_only(model: nn.Module, name: str) -> bool:
     own = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
-    return list(model._modules) == [name] and model._modules[name] is not None and not own
+    return [child for child, _ in model.named_children()] == [name] and not own
 
 
 @contextmanager

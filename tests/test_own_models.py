@@ -76,6 +76,18 @@ def test_an_adapted_module_is_inverted(answer, size, channels):
     assert losses[1] < losses[0] - 0.2
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_traced_module():
+    plain = OwnNet().eval()
+    traced = adapt(torch.jit.trace(plain, torch.rand(2, 3, 16, 16)), image_size=16, num_classes=5)
+    found, expected = (
+        invert(model, TARGETS, CONFIG, generator=seeded())
+        for model in (traced, adapt(plain, image_size=16, num_classes=5))
+    )
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.images, expected.images)
+
+
 def test_a_module_without_weights():
     model = adapt(Nearest(), image_size=16, num_classes=5)
     images = torch.rand(2, 3, 16, 16)

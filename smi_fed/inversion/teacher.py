@@ -218,7 +218,7 @@ def _same_attributes(module: nn.Module) -> Iterator[None]:
     """
     own = vars(module)
     before = {name: value for name, value in own.items() if not name.startswith("_")}
-    caches = [(value, dict(value)) for value in (*before.values(), own["_buffers"]) if type(value) is dict]
+    caches = [(value, dict(value)) for value in (*before.values(), own.get("_buffers")) if type(value) is dict]
     for cache, content in caches:
         for key in [key for key, value in content.items() if getattr(value, "grad_fn", None) is not None]:
             del cache[key]  # it belongs to a graph of someone else, which may be freed
