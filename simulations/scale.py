@@ -1,4 +1,4 @@
-"""What grows with clients? `python -m simulations.scale [--clients 4 16 64] [--rounds 1] [--output DIR] [OVERRIDE ...]`.
+"""What grows with clients? `python -m simulations.scale [--clients 4 16 64] [--rounds 1] [--output DIR]`.
 
 Real rounds of the app, client and server, in one process and over a grid without a network: models
 of about 20 MB, and of everything else as little as it takes. Each number of clients has a process
@@ -35,7 +35,7 @@ INTERVAL = 0.02
 LARGEST_RATIO = 1.5
 """Of peak memory, and of the server's seconds per client, between most and fewest clients."""
 
-SETTINGS = ("experiment=scale",)
+SETTINGS, ARCH = ("experiment=scale",), "vit_p8_w192_d12"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,12 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"smi-fed: the run of {clients} clients failed", file=sys.stderr)
             return 1
         lines.append(json.loads(line_path(output, clients).read_text(encoding="utf-8")))
-    found = {
-        "environment": environment(torch.device("cpu")),
-        "overrides": [*SETTINGS, *options.overrides],
-        "runs": lines,
-        **ratios(lines),
-    }
+    found = {"environment": environment(torch.device("cpu")), "overrides": [*SETTINGS, *options.overrides]}
+    found |= {"runs": lines, **ratios(lines)}
     write_json(output / "scale.json", found)
     draw(output / "scale.png", lines)
     print(table(lines))
@@ -99,7 +95,7 @@ def measure(clients: int, rounds: int, overrides: Sequence[str], output: Path) -
     words = [*SETTINGS, f"strategy.min_nodes={clients}", f"strategy.rounds={rounds}", *overrides]
     text = join_overrides(words)
     settings = load_settings(PROJECT / "conf", text)
-    nodes = {100 + i: {"partition-id": i, "num-partitions": clients} for i in range(clients)}
+    nodes = {100 + i: {"partition-id": i, "num-partitions": clients, "arch": ARCH} for i in range(clients)}
     run = FederatedRun(settings, output / f"run-{clients}")
     before = psutil.Process().memory_info().rss
     assert run.strategy is not None

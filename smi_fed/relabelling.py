@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed import tokens
-from smi_fed.models import Classifier
+from smi_fed.models import Classifier, unwrapped
 from smi_fed.sparse_images import SparseImages
 
 
@@ -97,7 +97,8 @@ def require_patch_tokens(student: nn.Module, weight: float) -> tuple[int, int]:
 
 
 def _vit(student: nn.Module) -> Any:
-    return student.backbone if isinstance(student, Classifier) else student
+    inner = unwrapped(student)
+    return inner.backbone if isinstance(inner, Classifier) else inner
 
 
 def _single_labels(images: SparseImages) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from smi_fed.alignment import resize
 from smi_fed.checks import require_choice
 from smi_fed.distillation.config import ENSEMBLES
-from smi_fed.models import Classifier, logits_of
+from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.training import evaluating
 
 
@@ -92,5 +92,6 @@ def ensemble_answers(
 def answer(teacher: nn.Module, images: Tensor) -> Tensor:
     """Logits (b, classes) in the images' dtype; the teacher is shown them in its own dtype and at its own size."""
     dtype = next((weight.dtype for weight in teacher.parameters() if weight.is_floating_point()), images.dtype)
-    shown = resize(images, teacher.image_size) if isinstance(teacher, Classifier) else images
+    inner = unwrapped(teacher)
+    shown = resize(images, inner.image_size) if isinstance(inner, Classifier) else images
     return logits_of(teacher(shown.to(dtype))).to(images.dtype)

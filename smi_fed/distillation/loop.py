@@ -12,7 +12,7 @@ from smi_fed.distillation.config import DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
 from smi_fed.distillation.shown import Shown
 from smi_fed.distillation.views import draw, show
-from smi_fed.models import Classifier, logits_of
+from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import Optimiser, evaluating, seeded_torch
 
@@ -65,7 +65,8 @@ def distill(
     sizes = [len(each) for each in sets]
     weights = _checked_weights(weights, len(teachers), sum(sizes), shares).to(device)
     first = sets[0].images.shape
-    size = student.image_size if isinstance(student, Classifier) else (first[2], first[3])
+    inner = unwrapped(student)
+    size = inner.image_size if isinstance(inner, Classifier) else (first[2], first[3])
     shown = Shown(student, sets, config, size, device)
     optimiser = Optimiser(student, config)
     started, losses = time.perf_counter(), []
@@ -122,8 +123,9 @@ def _others(student: nn.Module, teachers: Sequence[nn.Module]) -> Iterator[nn.Mo
 
 def _check_classes(student: nn.Module, wanted: Tensor, view: Tensor) -> None:
     """Refuse answers that would broadcast over the student's classes, or that teach nothing."""
-    if isinstance(student, Classifier):
-        classes = student.spec.num_classes
+    inner = unwrapped(student)
+    if isinstance(inner, Classifier):
+        classes = inner.spec.num_classes
     else:
         with evaluating(student), torch.no_grad():
             classes = logits_of(student(view[:1])).shape[1]

@@ -13,7 +13,7 @@ from smi_fed import tokens
 from smi_fed.alignment import resize
 from smi_fed.distillation.config import DistillationConfig
 from smi_fed.distillation.views import Draw, blend
-from smi_fed.models import Classifier, logits_of
+from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.relabelling import Relabelling, relabelled, require_patch_tokens
 from smi_fed.sparse_images import SparseImages
 
@@ -38,11 +38,12 @@ class Shown:
         self.relabelling = _relabelling(student, sets, config.relabel, size, device) if config.relabel else None
         if self.mode == "all":
             return
-        backbone = student.backbone if isinstance(student, Classifier) else None
-        if not isinstance(student, Classifier) or backbone is None or not tokens.is_token_model(backbone):
+        inner = unwrapped(student)
+        if not isinstance(inner, Classifier) or not tokens.is_token_model(inner.backbone):
             raise ValueError(f"tokens: got {self.mode!r} for a student without patch tokens, allowed: all")
-        self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
-        self.kept = shown_tokens(sets, self.patch_size, student.image_size).to(device)
+        self.inner = inner
+        self.patch_size: tuple[int, int] = inner.backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
+        self.kept = shown_tokens(sets, self.patch_size, inner.image_size).to(device)
 
     def loss(self, batch: Tensor, drawn: Draw, wanted: Tensor) -> Tensor:
         """Of `batch`, what `drawn` shows, against the ensemble's `wanted` (b, classes)."""
@@ -57,13 +58,11 @@ class Shown:
 
     def logits(self, batch: Tensor, drawn: Draw) -> Tensor:
         """Of the tokens that `drawn` shows (b, classes)."""
-        student = self.student
         if drawn.everything:
-            return logits_of(student(batch))
-        assert isinstance(student, Classifier)
-        patches = tokens.to_patches((batch - student.mean) / student.std, self.patch_size)
+            return logits_of(self.student(batch))
+        patches = tokens.to_patches((batch - self.inner.mean) / self.inner.std, self.patch_size)
         kept = self.kept[drawn.rows.to(batch.device)]
-        return tokens.forward_patches(student.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
+        return tokens.forward_patches(self.inner.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
 
 
 def _relabelling(
