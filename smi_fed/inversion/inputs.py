@@ -27,6 +27,11 @@ def check_targets(targets: Tensor, classes: int) -> Tensor:
         return targets
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"{what}, allowed: integers (b,), or floats (b, {classes}) for multi-label models")
+    if classes == 1:
+        raise ValueError(
+            f"{what} for a model of one class, of which softmax always says 1; allowed: floats (b, 1) in [0, 1], 1 "
+            "for the class and 0 for none"
+        )
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
         raise ValueError(f"targets: got classes from {low} to {high}, allowed: 0 to {classes - 1}")
