@@ -111,7 +111,6 @@ class Arrivals:
                 done = self._invert(stored, self.client(verdict))
             except DivergedError as error:
                 log.warning("node %d refused: %s", verdict.node, error)
-                self.state.forget_teacher(stored)
                 return replace(verdict, reason=str(error), teacher=None, reply=None)
         return replace(verdict, images=done[0], inversion=done[1])
 
@@ -149,6 +148,7 @@ class Arrivals:
         while self.invert_next():
             pass
         self._require_teachers(least)
+        self.state.keep_verdicts(self.round, self.verdicts)
         return self.verdicts
 
     def _require_teachers(self, least: int) -> None:

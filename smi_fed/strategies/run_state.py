@@ -28,7 +28,7 @@ from smi_fed.teachers import StoredTeacher, TrainedTeacher, facts_of, store, sto
 
 VERSION = 2
 GLOBAL = "smi-fed.global"
-MODEL, INVERSION = ".model.safetensors", ".inversion.json"
+MODEL, INVERSION, CHECKPOINT = ".model.safetensors", ".inversion.json", ".checkpoint"
 
 
 class RunState:
@@ -94,11 +94,6 @@ class RunState:
             self.forget_images(stored)
         return stored
 
-    def forget_teacher(self, teacher: StoredTeacher) -> None:
-        """Remove a model and what was made of it."""
-        self.forget_images(teacher)
-        teacher.path.unlink(missing_ok=True)
-
     def forget_images(self, teacher: StoredTeacher) -> None:
         """Remove what was made of a model."""
         shutil.rmtree(self.checkpoint(teacher), ignore_errors=True)
@@ -127,7 +122,7 @@ class RunState:
 
     def checkpoint(self, teacher: StoredTeacher) -> Path:
         """The directory of a teacher's inversion."""
-        return _beside(teacher, ".checkpoint")
+        return _beside(teacher, CHECKPOINT)
 
     def keep_verdicts(self, server_round: int, verdicts: list[Verdict]) -> None:
         """Write what became of every node that was asked: from now on nobody is asked again in this round."""
@@ -176,6 +171,8 @@ class RunState:
         self._global(record.round - 1).unlink(missing_ok=True)
         for path in self.directory.glob(f"round{record.round - 1}-*{MODEL}"):
             path.unlink()
+        for path in self.directory.glob(f"round{record.round}-*{CHECKPOINT}"):
+            shutil.rmtree(path, ignore_errors=True)  # of inversions that diverged
 
     def resume(self, strategy: Any) -> ArrayRecord | None:
         """The global model after the last round, with the inner strategy's memory put back; None before any."""

@@ -8,10 +8,11 @@ from flwr.common import ndarrays_to_parameters
 from flwr.serverapp import strategy as flower
 from torch import nn
 
+from smi_fed.checks import SettingError
 from smi_fed.models import ModelSpec, build_model, build_seeded
+from smi_fed.policy import DEFAULT_ARCHITECTURES
 from smi_fed.strategies import AdmissionPolicy, records
 from smi_fed.strategies.admission import Expectation, admit, claimed_arrays
-from smi_fed.strategies.allow_list import DEFAULT_ARCHITECTURES
 from smi_fed.strategies.records import BadReplyError
 from tests.models import masked_model, small_spec, small_vit
 from tests.own_models import NAME
@@ -102,8 +103,8 @@ def test_a_registered_name_has_to_stand_on_the_list():
     with pytest.raises(BadReplyError, match=f"'{NAME}' is not on the allow-list"):
         judge(own_reply(), AdmissionPolicy())
     assert judge(own_reply(width=16, pool="max")).model.spec.kwargs == {"width": 16, "pool": "max"}
-    with pytest.raises(BadReplyError, match="timm model name"):
-        judge(reply(ModelSpec("nobody-knows", 5), {}), AdmissionPolicy(architectures=("nobody-knows",)))
+    with pytest.raises(SettingError, match="timm model name"):
+        AdmissionPolicy(architectures=("nobody-knows",))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_a_federation_with_a_registered_model(student, projection):
     )
     assert [len(record.teachers) for record in wrapped.rounds] == [3, 3]
     sent = build_seeded(OWN, 2).state_dict()
-    received = wrapped.rounds[0].teachers[2].model.state_dict()
+    received = wrapped.rounds[-1].teachers[2].load().model.state_dict()
     assert all(torch.equal(value, received[key]) for key, value in sent.items())
     assert np.isfinite(rounds[-1].returned).all()
     assert np.abs(rounds[-1].returned - rounds[0].sent).max() > 1e-4
