@@ -7,10 +7,14 @@ from typing import Generic, TypeVar
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
+Seen = TypeVar("Seen")
 
 
 class Lazily(Sequence[Item], Generic[Source, Item]):
     """`make(source)` of every source, made each time it is asked for and held by nobody here.
+
+    A loop's variable, `zip` and `enumerate` hold an item while the next one is made: `one_by_one`
+    and an index with `del` do not.
 
     Args:
         sources: what the items are made from.
@@ -28,3 +32,8 @@ class Lazily(Sequence[Item], Generic[Source, Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return map(self.make, self.sources)
+
+
+def one_by_one(items: Sequence[Item], look: Callable[[Item], Seen]) -> list[Seen]:
+    """What `look` sees in each item; none is held while the next one is made."""
+    return [look(items[i]) for i in range(len(items))]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed import tokens
+from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, unwrapped
 from smi_fed.sparse_images import SparseImages
 
@@ -40,7 +41,7 @@ class Relabelling:
 
     def __init__(self, student: nn.Module, sets: Sequence[SparseImages], kept: Tensor) -> None:
         self.student, self.kept = student, kept.clamp(0, 1)  # shares of a third are not exact
-        self.targets = torch.cat([_single_labels(each) for each in sets]).to(kept.device)
+        self.targets = torch.cat(one_by_one(sets, _single_labels)).to(kept.device)
         self.classes = _vit(student).num_classes
         if bool(((self.targets < 0) | (self.targets >= self.classes)).any()):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -73,20 +74,26 @@ def ensemble_answers(
         ValueError: teachers of different numbers of classes, or weights for another number.
     """
     total: list[Tensor] = []
-    for number, (teacher, weight) in enumerate(zip(teachers, weights, strict=True)):
+    numbers = itertools.count()
+    for teacher in teachers:
+        number = next(numbers)  # `enumerate` would hold the teacher
         with evaluating(teacher):
-            own = [_heard(answer(teacher, view), weight, temperature) for view in views]
-        total = total or own
-        if own[0].shape != total[0].shape:
-            counts = own[0].shape[1], total[0].shape[1]
-            raise ValueError(
-                f"teachers: got {counts[0]} classes in number {number} and {counts[1]} before it, allowed: the same "
-                "classes; smi_fed.alignment.Aligned puts a teacher's into a student's"
-            )
-        if number:
-            total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)]
+            logits = [answer(teacher, view) for view in views]
         del teacher  # before the next one is loaded
+        _check_classes(number, logits[0].shape[1], total, weights)
+        own = [_heard(each, weights[number], temperature) for each in logits]
+        total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)] if total else own
     return [each.softmax(-1) for each in total]
+
+
+def _check_classes(number: int, classes: int, before: Sequence[Tensor], weights: Tensor) -> None:
+    if before and before[0].shape[1] != classes:
+        raise ValueError(
+            f"teachers: got {classes} classes in number {number} and {before[0].shape[1]} before it, allowed: the same "
+            "classes; smi_fed.alignment.Aligned puts a teacher's into a student's"
+        )
+    if weights.shape[1] not in (1, classes):
+        raise ValueError(f"weights: got {weights.shape[1]} columns, allowed: 1, or {classes}, one for each class")
 
 
 def answer(teacher: nn.Module, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from smi_fed.distillation.config import DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
 from smi_fed.distillation.shown import Shown
 from smi_fed.distillation.views import draw, show
+from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import Optimiser, evaluating, seeded_torch
@@ -62,8 +63,8 @@ def distill(
     generator = generator or torch.Generator().manual_seed(0)
     sets = [images] if isinstance(images, SparseImages) else images
     device = next(student.parameters()).device
-    sizes = [len(each) for each in sets]
-    weights = _checked_weights(weights, len(teachers), sum(sizes), shares).to(device)
+    count = sum(one_by_one(sets, len))
+    weights = _checked_weights(weights, len(teachers), count, shares).to(device)
     first = sets[0].images.shape
     inner = unwrapped(student)
     size = inner.image_size if isinstance(inner, Classifier) else (first[2], first[3])
@@ -73,8 +74,8 @@ def distill(
     blocks = _blocks(config, first[1] * size[0] * size[1])
     with seeded_torch(generator):
         for steps in blocks:
-            draws = [draw(config, sum(sizes), shares, generator) for _ in steps]
-            views = show(sets, sizes, draws, size, device)
+            draws = [draw(config, count, shares, generator) for _ in steps]
+            views = show(sets, draws, size, device)
             answers = ensemble_answers(_others(student, teachers), views, weights, config.temperature)
             _check_classes(student, answers[0], views[0])
             student.train()
@@ -114,7 +115,8 @@ def _checked_weights(weights: Tensor | None, teachers: int, images: int, shares:
 def _others(student: nn.Module, teachers: Sequence[nn.Module]) -> Iterator[nn.Module]:
     """The teachers one by one, none of which may share weights with the student."""
     own = {id(weight) for weight in student.parameters()}
-    for number, teacher in enumerate(teachers):
+    for number in range(len(teachers)):
+        teacher = teachers[number]
         if any(id(weight) in own for weight in teacher.parameters()):
             raise ValueError(f"teachers: got the student itself as number {number}, allowed: a copy (copy.deepcopy)")
         yield teacher

@@ -13,6 +13,7 @@ from smi_fed import tokens
 from smi_fed.alignment import resize
 from smi_fed.distillation.config import DistillationConfig
 from smi_fed.distillation.views import Draw, blend
+from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.relabelling import Relabelling, relabelled, require_patch_tokens
 from smi_fed.sparse_images import SparseImages
@@ -69,7 +70,9 @@ def _relabelling(
     student: nn.Module, sets: Sequence[SparseImages], weight: float, size: tuple[int, int], device: torch.device
 ) -> Relabelling:
     patch_size = require_patch_tokens(student, weight)
-    return Relabelling(student, sets, torch.cat([coverage(each, patch_size, size) for each in sets]).to(device))
+    return Relabelling(
+        student, sets, torch.cat(one_by_one(sets, lambda each: coverage(each, patch_size, size))).to(device)
+    )
 
 
 def shown_tokens(
@@ -79,7 +82,7 @@ def shown_tokens(
 
     One k for all, so that they share a batch: the mean number kept, rounded up.
     """
-    cover = torch.cat([coverage(each, patch_size, size) for each in sets])
+    cover = torch.cat(one_by_one(sets, lambda each: coverage(each, patch_size, size)))
     count = math.ceil(float(cover.sum(dtype=torch.float64)) / len(cover) - 1e-4)  # shares of a third are not exact
     return cover.topk(max(1, count), dim=1).indices.sort(dim=1).values
 

@@ -70,20 +70,20 @@ def draw(config: DistillationConfig, images: int, shares: Tensor | None, generat
 
 def show(
     sets: Sequence[SparseImages],
-    sizes: Sequence[int],
     draws: Sequence[Draw],
     size: tuple[int, int],
     device: torch.device,
 ) -> list[Tensor]:
-    """The images (b, c, h, w) of each draw at `size`, shifted and mixed; each set, of `sizes` images, is read once."""
+    """The images (b, c, h, w) of each draw at `size`, shifted and mixed; each set is read once."""
     rows = torch.cat([each.rows for each in draws])
     pixels, begin = torch.empty(0), 0
-    for found, count in zip(sets, sizes, strict=True):
-        here = (rows >= begin) & (rows < begin + count)
+    for i in range(len(sets)):
+        found = sets[i]
+        here = (rows >= begin) & (rows < begin + len(found))
         chosen = resize(found.images[rows[here] - begin], size)
         pixels = pixels if begin else chosen.new_empty(len(rows), *chosen.shape[1:])
         pixels[here] = chosen
-        begin += count
+        begin += len(found)
         del found, chosen  # before the next set is read
     batches = pixels.split([len(each.rows) for each in draws])
     return [_view(batch.to(device), each) for batch, each in zip(batches, draws, strict=True)]
