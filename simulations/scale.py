@@ -13,6 +13,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,9 @@ def measure(clients: int, rounds: int, overrides: Sequence[str], output: Path) -
     assert run.strategy is not None
     with watching() as peaks:
         run.strategy.core.on_round = lambda _: peaks.append(0)
-        report = run.execute(InProcessGrid(app, nodes, {"overrides": text}))
+        # Clients keep their own models on disk, as on machines of their own: they are no part of the server's memory.
+        with tempfile.TemporaryDirectory(prefix="smi-fed-scale-") as own:
+            report = run.execute(InProcessGrid(app, nodes, {"overrides": text, "client-state": own}))
     server = [each["server_seconds"] for each in report["rounds"]]
     student = sum(weight.nbytes for weight in run.student.state_dict().values())
     write_json(line_path(output, clients), {
