@@ -58,7 +58,11 @@ class FederatedRun:
         self.device, reason = choose_device(settings.server.device)
         log.info("device: %s (%s)", self.device, reason)
         check_models(settings)
-        _, self.test = load_images(settings.data)
+        shared, self.test = load_images(settings.data)
+        nodes = settings.strategy.min_nodes
+        require(
+            nodes <= len(shared), "strategy.min_nodes", nodes, f"at most {len(shared)}, the images that clients share"
+        )
         classes, wanted = len(self.test.class_names), settings.model.student.num_classes
         require(classes == wanted, "model.student.num_classes", wanted, f"{classes}, the data's classes")
         self.inner = build_inner(settings)
