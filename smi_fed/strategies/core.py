@@ -21,6 +21,7 @@ from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, distill_student, seeded
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import Pool, PoolConfig
+from smi_fed.sparse_images import StoredImages
 from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.arrivals import DISTILLATION, Arrivals
 from smi_fed.strategies.memory import arguments_of
@@ -221,6 +222,8 @@ class Core:
         clients = [self.arrivals.client(verdict) for verdict in record.admitted]
         self.state.close(record, clients, self.weights, self.inner)
         self._remember_images(record, clients)
+        needed = [*record.stored, *self.pool.last.values(), *(entry.source for entry in self.pool.entries)]
+        self.state.forget_images_but({each.path for each in needed if isinstance(each, StoredImages)})
         self.rounds.append(record)
         if self.on_round is not None:
             self.on_round(record)

@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
     image_directory: where each teacher's images are written as soon as they are done; None
         is within `state_directory`.
     state_directory: where the run keeps models, and what a killed server goes on from; None is a
-        temporary directory.
+        temporary directory (`TMPDIR` says where), which holds the models of two rounds.
     identity: what else decides the student, by name as text (data, say, or what clients are told): a
         run that goes on has to agree in it.
     on_round: called with the finished `RoundRecord`.

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,12 @@ class RunState:
             path.unlink()
         for path in self.directory.glob(f"round{record.round}-*{CHECKPOINT}"):
             shutil.rmtree(path, ignore_errors=True)  # of inversions that diverged
+
+    def forget_images_but(self, wanted: Collection[Path]) -> None:
+        """Images that nobody asked to keep go when no later round needs them."""
+        if self._temporary is not None and self.images.parent == self.directory:
+            for path in set(self.images.glob("*.safetensors")).difference(wanted):
+                path.unlink()
 
     def resume(self, strategy: Any) -> ArrayRecord | None:
         """The global model after the last round, with the inner strategy's memory put back; None before any."""

@@ -11,6 +11,9 @@ from flwr.serverapp import Grid
 
 from smi_fed.progress import Bar
 
+BUSY = 4
+"""Times as long as a look for replies took that is waited for the next: many nodes take many questions."""
+
 
 class WatchingGrid(Grid):
     """Passes everything on to another grid; waiting for replies has a progress bar and can be used for work.
@@ -48,13 +51,14 @@ class WatchingGrid(Grid):
         deadline = None if timeout is None else time.monotonic() + timeout
         with Bar(f"waiting for {kind} replies", total, unit="reply") as bar:
             while waiting:
+                began = time.monotonic()
                 late = deadline is not None and time.monotonic() >= deadline
                 arrived = [each for each in waiting if self._take(each, replies, bar)]
                 waiting = [each for each in waiting if each not in arrived]
                 if late:
                     break
                 if waiting and not arrived and not self.idle():
-                    time.sleep(self.interval)
+                    time.sleep(max(self.interval, BUSY * (time.monotonic() - began)))
         return replies
 
     def _take(self, asked: str, replies: list[Message], bar: Bar) -> bool:

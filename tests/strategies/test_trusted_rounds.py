@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from simulations.local_grid import InProcessGrid
 from smi_fed.files import FileFormatError
 from smi_fed.models import Classifier, ModelSpec, build_seeded
+from smi_fed.pool import PoolConfig
 from smi_fed.strategies import (
     DataFreeDistillation,
     TooFewTeachersError,
@@ -316,3 +317,20 @@ def test_distillation_that_diverges_is_told(monkeypatch):
     monkeypatch.setattr(core, "distill_student", diverging)
     with pytest.raises(UnsoundStudentError, match=r"after the distillation of round 1 .*head\.bias is not finite"):
         start(wrapped())
+
+
+@pytest.mark.parametrize(("pool", "kept"), [(PoolConfig(), {3}), (PoolConfig(images=16), {2, 3})])
+def test_what_nobody_asked_to_keep_goes(pool, kept):
+    strategy = wrapped(pool=pool)
+    start(strategy, rounds=3)
+    directory = strategy.core.state.directory
+    assert {int(path.name[5]) for path in directory.glob("images/*")} == kept
+    assert {int(path.name[5]) for path in directory.glob("*.model.safetensors")} == {3}
+    del strategy
+    gc.collect()
+    assert not directory.exists()
+
+
+def test_images_that_have_a_place_stay(tmp_path):
+    start(wrapped(image_directory=tmp_path), rounds=2)
+    assert {int(path.name[5]) for path in tmp_path.iterdir()} == {1, 2}
