@@ -208,7 +208,7 @@ def split_overrides(text: str) -> list[str]:
 
 def quoted(text: str) -> str:
     """`text` as a value that Hydra reads as this text; ${...} in it stays an interpolation."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
 
 def _readable(override: str) -> str:

@@ -56,6 +56,7 @@ def test_a_text_reaches_its_setting_unchanged(text):
 
 
 @given(st.text(st.sampled_from("a'\"\\ :,=[]{}()$ü.\n\t%#")))
+@example("\\\n")
 def test_hydra_reads_what_was_quoted(text):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
