@@ -47,7 +47,7 @@ from smi_fed.training import accuracy
 
 log = logging.getLogger("smi_fed")
 
-DATA: dict[str, tuple[str, ...]] = {"digits": (), "shapes": ("inversion.levels=[4,8,16]",)}
+DATA: dict[str, tuple[str, ...]] = {"digits": (), "shapes": ("inversion.parametrisation.levels=[4,8,16]",)}
 """Data sets, and what each needs of the inversion: shapes have detail that 8 x 8 grids cannot show."""
 
 SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {"one": (1, ()), "four": (4, ("server.images_per_teacher=100",))}

@@ -6,11 +6,11 @@ Python or by `read` from YAML or JSON. The types below say what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic import dataclasses as checking
@@ -52,6 +52,11 @@ def require_choice(key: str, got: Any, choices: Any) -> None:
     require(got in choices, key, got, " | ".join(names))
 
 
+def nearest(key: str, known: Sequence[str]) -> str:
+    """Those of the `known` keys that `key` may have been meant for, in words; all where none is near."""
+    return " | ".join(get_close_matches(key, known, n=3, cutoff=0.4) or known)
+
+
 def is_number(value: Any) -> bool:
     """True for a finite int or float; False for bool, NaN and infinities."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
@@ -81,6 +86,31 @@ def one_of(choices: Collection[Any]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def kinds_of(choice: Any) -> dict[Any, type]:
+    """Classes of a union of `checked` classes by their `kind`; none where `choice` is another type."""
+    classes = get_args(choice)
+    tags = [getattr(each, "__pydantic_fields__", {}).get("kind") for each in classes]
+    return {get_args(tag.annotation)[0]: each for tag, each in zip(tags, classes, strict=True) if tag is not None}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """In a type: one of a union of `checked` classes, each with a `kind: Literal[...]` of its own.
+
+    The kind alone, as a text, stands for its defaults.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """By the kind, so that each fault is told of the class that was meant."""
+        kinds = kinds_of(source)
+
+        def spell_out(value: Any) -> Any:
+            return {"kind": value} if isinstance(value, str) and value in kinds else value
+
+        schema = handler.generate_schema(Annotated[source, Field(discriminator="kind")])
+        return core_schema.no_info_before_validator_function(spell_out, schema)
 
 
 EXACT = Field(lt=2**53)
@@ -145,25 +175,38 @@ WORDS = {
 
 def _fault(cls: type, details: ErrorDetails) -> SettingError:
     """One of pydantic's errors in our form."""
-    path, kind, context = list(map(str, details["loc"])), details["type"], details.get("ctx", {})
-    if isinstance(next(iter(details["loc"]), None), int):  # an argument by its place
-        path[0] = ([each.name for each in fields(cls)] + path)[int(path[0])]  # type: ignore[arg-type]
+    steps, kind, context, got = list(details["loc"]), details["type"], details.get("ctx", {}), details["input"]
+    if steps and isinstance(steps[0], int):  # an argument by its place
+        names = [each.name for each in fields(cls) if not each.kw_only]  # type: ignore[arg-type]
+        steps[0] = dict(enumerate(names)).get(steps[0], str(steps[0]))
+    path, place = _place(cls, steps)
     own = context.get("error")
     if isinstance(own, SettingError):
         return own.under(".".join(path[:-1] if path[-1:] == [own.key] else path))
     allowed = WORDS.get(kind) or details["msg"].removeprefix("Input should be ")
-    if kind == "literal_error":
+    if kind == "missing":
+        got = None
+    elif kind == "literal_error":
         choices = context["expected"].replace(" or ", ", ").replace("'", "")
         allowed = " | ".join(sorted(choices.split(", ")))
     elif kind == "unexpected_keyword_argument":
-        known = _keys(cls, path[:-1])
-        near = get_close_matches(path[-1], known, n=3, cutoff=0.4) or known
-        allowed = f"a key of {'.'.join(path[:-1]) or 'the configuration'}: {' | '.join(near)}"
-    return SettingError(".".join(path) or cls.__name__, None if kind == "missing" else details["input"], allowed)
+        known = [each.name for each in fields(_place(cls, steps[:-1])[1])]
+        allowed = f"a key of {'.'.join(path[:-1]) or 'the configuration'}: {nearest(path[-1], known)}"
+    elif kinds := kinds_of(place):
+        allowed = " | ".join(sorted(kinds))
+        if isinstance(got, Mapping):
+            path, got = [*path, "kind"], got.get("kind")
+    return SettingError(".".join(path) or cls.__name__, got, allowed)
 
 
-def _keys(kind: Any, path: Sequence[str]) -> list[str]:
-    """Keys of the dataclass that stands at `path` below the dataclass `kind`."""
-    for step in path:
-        kind = get_type_hints(kind)[step] if is_dataclass(kind) else get_args(kind)[-1]
-    return [each.name for each in fields(kind)]
+def _place(kind: Any, steps: Sequence[Any]) -> tuple[list[str], Any]:
+    """The keys of pydantic's `steps` below `kind`, which has a step more in each choice; and the type there."""
+    path = []
+    for step in steps:
+        if step in kinds_of(kind):
+            kind = kinds_of(kind)[step]
+            continue
+        path.append(str(step))
+        known = getattr(kind, "__pydantic_fields__", None)
+        kind = (get_args(kind) or (None,))[-1] if known is None else step in known and known[step].annotation
+    return path, kind

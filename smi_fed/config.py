@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ from smi_fed.checks import (
     SettingError,
     Text,
     checked,
+    nearest,
     one_of,
     read,
     require,
@@ -31,6 +31,7 @@ from smi_fed.checks import (
 from smi_fed.data import DataConfig
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
+from smi_fed.layers import ABSENT, choice_paths, dotted_keys, nested, settled
 from smi_fed.models import ModelSpec
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import PoolConfig
@@ -207,7 +208,7 @@ def split_overrides(text: str) -> list[str]:
 
 def quoted(text: str) -> str:
     """`text` as a value that Hydra reads as this text; ${...} in it stays an interpolation."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
 
 def _readable(override: str) -> str:
@@ -230,7 +231,6 @@ def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> 
     Raises:
         SettingError: an override that Hydra refuses.
     """
-    from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -239,7 +239,7 @@ def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> 
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(directory), version_base="1.3"):
-                config = hydra_compose(name, overrides=[_readable(each) for each in overrides])
+                config = _composed(name, [_readable(each) for each in overrides])
             plain = OmegaConf.to_container(config, resolve=True)
         except Exception as error:  # Hydra and OmegaConf raise many kinds, ValueError among them
             raise _explain(directory, overrides, name, error) from error
@@ -247,6 +247,36 @@ def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> 
             GlobalHydra.instance().clear()
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _composed(name: str, overrides: list[str]) -> Any:
+    """Hydra's composition, but for choices: Hydra would leave keys of one kind in another, and refuse new ones."""
+    from hydra import compose as hydra_compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    paths = tuple(choice_paths(Settings))
+    parsed = [each for each in OverridesParser.create().parse_overrides(overrides) if each.package is None]
+    own = [each for each in parsed if f"{each.key_or_group}.".startswith(tuple(f"{path}." for path in paths))]
+    own = {each.input_line for each in own if not (each.is_delete() and each.key_or_group in paths)}
+    others = [each for each in overrides if each not in own]
+    config = hydra_compose(name, overrides=others)
+    said = [nested(each.key_or_group, ABSENT if each.is_delete() else each.value()) for each in parsed]
+    for path, value in settled(paths, [*_files(name, others), *said]):
+        OmegaConf.update(config, path, value, merge=False, force_add=True)
+    return config
+
+
+def _files(name: str, overrides: list[str]) -> Iterator[Any]:
+    """What the files say that Hydra merges, in their order."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    loader = GlobalHydra.instance().config_loader()
+    for each in loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults:
+        source = next(source for source in loader.get_sources() if source.is_config(each.config_path))
+        yield nested(each.package or "", OmegaConf.to_container(source.load_config(each.config_path).config))
 
 
 def _explain(directory: Path, overrides: Sequence[str], name: str, error: Exception) -> SettingError:
@@ -263,17 +293,7 @@ def _explain(directory: Path, overrides: Sequence[str], name: str, error: Except
     groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
     if key in groups:
         return SettingError(key, value, " | ".join(sorted(path.stem for path in (directory / key).glob("*.yaml"))))
-    known = [*groups, *_known_keys(compose(directory, [], name))]
+    known = [*groups, *dotted_keys(compose(directory, [], name))]
     if key in known:
         return SettingError(key, value, f"a value that Hydra reads ({error})")
-    near = get_close_matches(key, known, n=3, cutoff=0.4) or known
-    return SettingError(key, value, f"a key of the configuration: {' | '.join(near)}")
-
-
-def _known_keys(node: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in node.items():
-        keys.append(prefix + key)
-        if isinstance(value, Mapping):
-            keys += _known_keys(value, f"{prefix}{key}.")
-    return keys
+    return SettingError(key, value, f"a key of the configuration: {nearest(key, known)}")

@@ -155,7 +155,7 @@ def invert_teacher(
             progress=note,
         ).select(slice(config.images_per_teacher))
     seconds = clock() - started
-    dense = replace(inversion, schedule=StopSchedule(), adaptive=False)
+    dense = replace(inversion, schedule=StopSchedule())
     return images, InversionRecord(
         seconds,
         spent_flops(teacher.model, inversion, spent, len(targets), teacher.statistics),

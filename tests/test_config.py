@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from smi_fed.checks import SettingError, read
 from smi_fed.config import Settings, compose, load_settings
+from smi_fed.inversion import InversionConfig, Keep
 from smi_fed.models import ModelSpec
 from smi_fed.policy import DEFAULT_ARCHITECTURES, AdmissionPolicy
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
 COMPOSED = compose(CONF, [])
+CHOICES = {
+    "parametrisation": "pixels | pyramid", "stopping": "keep | rebirth", "leaving": "converged | last",
+    "planning": "adaptive | fixed",
+}  # fmt: skip
 
 
 def override_for(path):
@@ -37,8 +42,6 @@ def test_a_value_reaches_its_dataclass():
 
 
 def test_the_papers_preset_is_the_papers():
-    from smi_fed.inversion import InversionConfig
-
     assert load_settings(CONF, "inversion=paper").inversion == InversionConfig.paper()
 
 
@@ -53,10 +56,10 @@ def test_dense_and_attention_differ_from_sparse_in_one_thing():
 @pytest.mark.parametrize("name", ["compare", "rounds", "warm_start", "mixed", "methods"])
 def test_studies_keep_their_method_whatever_the_default_is(name):
     inversion = load_settings(CONF, f"experiment={name}").inversion
-    assert (inversion.selection, inversion.rebirth) == ("random", False)
+    assert (inversion.selection, inversion.stopping) == ("random", Keep())
     if name != "methods":
         assert inversion.background == "frozen"
-    assert load_settings(CONF, f"experiment={name} inversion=dense").inversion.rebirth is False
+    assert load_settings(CONF, f"experiment={name} inversion=dense").inversion.stopping == Keep()
 
 
 def test_the_first_mistake_of_several_overrides_is_named():
@@ -76,7 +79,10 @@ def test_an_unreadable_override_is_refused():
 def test_every_field_can_be_overridden(path):
     group = path.parent.name
     config = load_settings(CONF, override_for(path))
-    assert set(compose(CONF, [override_for(path)])[group]) == set(vars(getattr(config, group)))
+    composed = compose(CONF, [override_for(path)])[group]
+    assert set(composed) == set(vars(getattr(config, group)))
+    for choice in CHOICES if group == "inversion" else ():
+        assert set(composed[choice]) == set(vars(getattr(config.inversion, choice)))
 
 
 def test_every_client_server_and_strategy_field_can_be_overridden():
@@ -138,7 +144,8 @@ def test_null_is_no_group(path):
     node[path[-1]] = None
     with pytest.raises(SettingError) as error:
         read(Settings, values)
-    assert str(error.value) == f"{'.'.join(path)}: got None, allowed: a mapping"
+    allowed = CHOICES.get(path[-1], "a mapping")
+    assert str(error.value) == f"{'.'.join(path)}: got None, allowed: {allowed}"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_a_text_reaches_its_setting_unchanged(text):
 
 
 @given(st.text(st.sampled_from("a'\"\\ :,=[]{}()$ü.\n\t%#")))
+@example("\\\n")
 def test_hydra_reads_what_was_quoted(text):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -90,11 +91,12 @@ def test_a_text_that_cannot_be_split_is_refused(text):
 
 
 def test_values_of_all_kinds_keep_their_kinds():
-    words = ["seed=3", "inversion.schedule=10:0.3,20:0.3", "data=folder", "data.name=/a b/c", "inversion.levels=[2, 4]",
+    words = ["seed=3", "inversion.schedule=10:0.3,20:0.3", "data=folder", "data.name=/a b/c",
+             "inversion.parametrisation.levels=[2, 4]",
              "+strategy.arguments={proximal_mu: 0.1, note: 'a b'}"]  # fmt: skip
     for overrides in (words, join_overrides(words)):
         settings = load_settings(CONF, overrides)
-        assert (settings.seed, settings.data.name, settings.inversion.levels) == (3, "/a b/c", (2, 4))
+        assert (settings.seed, settings.data.name, settings.inversion.parametrisation.levels) == (3, "/a b/c", (2, 4))
         assert str(settings.inversion.schedule) == "10:0.3,20:0.3"
         assert settings.strategy.arguments == {"proximal_mu": 0.1, "note": "a b"}
     assert load_settings(CONF, join_overrides(["inversion.schedule=''"])).inversion.schedule.stops == ()

@@ -116,7 +116,7 @@ def test_a_trajectory_gives_one_start_the_image_finished_last():
 
 
 def test_a_rebirth_goes_on_from_where_its_trajectories_ended(vit, generator):
-    config = InversionConfig.paper(iterations=6, schedule="2:0.5,4:0.5", rebirth=True, jitter=0)
+    config = InversionConfig.paper(iterations=6, schedule="2:0.5,4:0.5", stopping="rebirth", jitter=0)
     targets = torch.tensor([2, 0, 2])
     last = invert(vit, targets, config, generator=generator)
     assert last.ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

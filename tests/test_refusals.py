@@ -10,7 +10,18 @@ from smi_fed.checks import SettingError, read
 from smi_fed.config import ClientConfig, ModelsConfig, ServerConfig, Settings, StrategyConfig
 from smi_fed.data import DataConfig
 from smi_fed.distillation import DistillationConfig
-from smi_fed.inversion import InversionConfig, StopSchedule
+from smi_fed.inversion import (
+    Adaptive,
+    Converged,
+    Fixed,
+    InversionConfig,
+    Keep,
+    Last,
+    PixelsConfig,
+    PyramidConfig,
+    Rebirth,
+    StopSchedule,
+)
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.policy import AdmissionPolicy
@@ -35,17 +46,28 @@ FAULTS = {
     InversionConfig: {
         "iterations": (0, COUNT), "schedule": ("50", PAIRS), "learning_rate": (0, POSITIVE),
         "learning_rate_decay": ("linear", "constant | cosine"), "betas": ([1, 0], BETAS),
-        "parametrisation": ("fourier", "pixels | pyramid"), "levels": ([0], "different ints >= 1"),
-        "start_scale": (-1, NON_NEGATIVE), "background": ("black", "frozen | rendered"),
+        "parametrisation": ("fourier", "pixels | pyramid"), "background": ("black", "frozen | rendered"),
         "selection": (
             "all", "attention | gradient | proportional | random | stratified | tempered | unsettled",
         ),
-        "rebirth": (1, FLAG), "adaptive": ("yes", FLAG), "patience": (1.5, NATURAL),
-        "tolerance": (1.0, "a number in [0, 1)"), "tv": (-1, NON_NEGATIVE), "statistics": ("much", NON_NEGATIVE),
+        "stopping": (True, "keep | rebirth"), "leaving": (None, "converged | last"),
+        "planning": (["fixed"], "adaptive | fixed"), "tv": (-1, NON_NEGATIVE), "statistics": ("much", NON_NEGATIVE),
         "batchnorm": (True, NON_NEGATIVE), "jitter": (-1, NATURAL), "flip": (None, FLAG),
         "batch_size": ("many", "an int >= 1 or auto"), "precision": ("float16", "bfloat16 | float32"),
         "compile": (0, FLAG), "patch_size": (0, "an int >= 1 or null"),
     },
+    PixelsConfig: {"kind": ("pyramid", "pixels")},
+    PyramidConfig: {
+        "kind": (0, "pyramid"), "levels": ([0], "different ints >= 1"), "start_scale": (-1, NON_NEGATIVE),
+    },
+    Keep: {"kind": ("rebirth", "keep")},
+    Rebirth: {"kind": (None, "rebirth")},
+    Last: {"kind": (["last"], "last")},
+    Converged: {
+        "kind": ("last", "converged"), "patience": (1.5, COUNT), "tolerance": (1.0, "a number in [0, 1)"),
+    },
+    Fixed: {"kind": ("Fixed", "fixed")},
+    Adaptive: {"kind": (True, "adaptive")},
     TrainingConfig: TRAINING,
     DistillationConfig: TRAINING | {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
@@ -114,10 +136,11 @@ TOGETHER = [
     (StopSchedule, {"stops": ((5, 0.3), (5, 0.3))}, "stops", "strictly increasing iterations"),
     (StopSchedule, {"stops": ((5, 1.0),)}, "stops.0.1", SHARE),
     (InversionConfig, {"schedule": "9:0.5", "iterations": 9}, "schedule", "stops before the last iteration, 9"),
-    (InversionConfig, {"levels": ()}, "levels", "different ints >= 1"),
-    (InversionConfig, {"levels": (4, 4)}, "levels", "different ints >= 1"),
+    (PyramidConfig, {"levels": ()}, "levels", "different ints >= 1"),
+    (PyramidConfig, {"levels": (4, 4)}, "levels", "different ints >= 1"),
+    (InversionConfig, {"parametrisation": {"kind": "pyramid", "levels": []}}, "parametrisation.levels", "different"),
     (InversionConfig, {"background": "rendered"}, "background", "frozen, where parametrisation is pixels"),
-    (InversionConfig, {"rebirth": True, "adaptive": True}, "adaptive", "false, where rebirth is true"),
+    (InversionConfig, {"stopping": "rebirth", "planning": "adaptive"}, "planning", "fixed, where stopping is rebirth"),
     (InversionConfig, {"statistics": 1}, "flip", "false, where statistics > 0"),
     (InversionConfig, {"statistics": 1, "batch_size": "auto", "flip": False}, "batch_size", "an int, where statistics"),
     (InversionConfig, {"batchnorm": 1, "batch_size": "auto"}, "batch_size", "an int, where batchnorm > 0"),

@@ -1,5 +1,6 @@
 """Images out of a trained model: `invert(model, targets, config)`."""
 
+from smi_fed.inversion.choices import Adaptive, Converged, Fixed, Keep, Last, PixelsConfig, PyramidConfig, Rebirth
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.engine import InversionProgress, invert
 from smi_fed.inversion.loop import DivergedError
@@ -9,10 +10,18 @@ from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.sparse_images import SparseImages
 
 __all__ = [
+    "Adaptive",
+    "Converged",
     "DivergedError",
     "FeatureStatistics",
+    "Fixed",
     "InversionConfig",
     "InversionProgress",
+    "Keep",
+    "Last",
+    "PixelsConfig",
+    "PyramidConfig",
+    "Rebirth",
     "SparseImages",
     "StopSchedule",
     "feature_statistics",

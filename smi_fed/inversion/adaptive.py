@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from smi_fed.inversion.choices import Last
 from smi_fed.inversion.loop import scores_by, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.schedule import StopSchedule
@@ -70,7 +71,7 @@ def read_attention(problem: Problem, stops: list[tuple[int, int]], *, multi_labe
         torch.OutOfMemoryError: not even one image fits.
     """
     ids = -1 - torch.arange(PROBES, device=problem.teacher.mean.device)
-    config = replace(problem.config, schedule=StopSchedule(), patience=0)
+    config = replace(problem.config, schedule=StopSchedule(), leaving=Last())
     problem = replace(problem, config=config, warm=None)
     size = min(PROBES, config.batch_size) if isinstance(config.batch_size, int) else PROBES
     while True:

@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from smi_fed.checks import (
-    Allowed,
-    Betas,
-    Count,
-    Flag,
-    Fraction,
-    Natural,
-    NonNegative,
-    Positive,
-    Text,
-    checked,
-    one_of,
-    require,
+from smi_fed.checks import Allowed, Betas, Count, Flag, Natural, NonNegative, Positive, Text, checked, one_of, require
+from smi_fed.inversion.choices import (
+    Adaptive,
+    Converged,
+    Fixed,
+    Keep,
+    Last,
+    Leaving,
+    ParametrisationChoice,
+    PixelsConfig,
+    Planning,
+    Rebirth,
+    Stopping,
 )
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.inversion.selections import SELECTIONS
@@ -41,18 +41,15 @@ class InversionConfig:
         learning_rate: Adam's, above 0.
         learning_rate_decay: constant | cosine (to 0 at the last iteration).
         betas: Adam's decay of the two moments, each in [0, 1).
-        parametrisation: pixels | pyramid.
-        levels, start_scale: of the pyramid, see `Pyramid`.
+        parametrisation: how an image is written down, pixels | pyramid: a `PixelsConfig` or a
+            `PyramidConfig`. Of this and the other choices the kind alone, as a text, stands for
+            its defaults.
         background: frozen (a stopped patch holds its pixels bit for bit) | rendered (a
             pyramid goes on filling it).
         selection: which patches go on, a name in `SELECTIONS`.
-        rebirth: at a stop the best patches detach as a finished image and the others go on;
-            a target gives one image more than there are stops.
-        adaptive: soften the schedule where the teacher's attention is flat or unstable, see
-            `adapted_schedule`.
-        patience: iterations without progress after which an image has converged and makes
-            room for another; 0 is off.
-        tolerance: least progress, as a share of the loss, inside [0, 1).
+        stopping: what a stop does, keep | rebirth: a `Keep` or a `Rebirth`.
+        leaving: when an image is done, last | converged: a `Last` or a `Converged`.
+        planning: whose schedule it is, fixed | adaptive: a `Fixed` or an `Adaptive`.
         tv: weight of total variation, >= 0.
         statistics: weight of the feature-statistics prior, >= 0; above 0 `invert` needs
             statistics.
@@ -77,15 +74,12 @@ class InversionConfig:
     learning_rate: Positive = 0.25
     learning_rate_decay: Literal["constant", "cosine"] = "constant"
     betas: Betas = (0.5, 0.99)
-    parametrisation: Literal["pixels", "pyramid"] = "pixels"
-    levels: Annotated[tuple[Count, ...], Allowed("different ints >= 1")] = (4, 8)
-    start_scale: NonNegative = 0.1
+    parametrisation: ParametrisationChoice = PixelsConfig()
     background: Literal["frozen", "rendered"] = "frozen"
     selection: Annotated[Text, one_of(SELECTIONS)] = "attention"
-    rebirth: Flag = False
-    adaptive: Flag = False
-    patience: Natural = 0
-    tolerance: Fraction = 0.01
+    stopping: Stopping = Keep()
+    leaving: Leaving = Last()
+    planning: Planning = Fixed()
     tv: NonNegative = 1e-4
     statistics: NonNegative = 0.0
     batchnorm: NonNegative = 0.0
@@ -97,14 +91,13 @@ class InversionConfig:
     patch_size: Annotated[Count | None, Allowed("an int >= 1 or null")] = None
 
     def __post_init__(self) -> None:
-        good = 0 < len(self.levels) == len(set(self.levels))
-        require(good, "levels", self.levels, "different ints >= 1")
         late = [iteration for iteration, _ in self.schedule.stops if iteration >= self.iterations]
         require(not late, "schedule", str(self.schedule), f"stops before the last iteration, {self.iterations}")
-        free = self.parametrisation == "pixels" and self.background == "rendered"
+        free = isinstance(self.parametrisation, PixelsConfig) and self.background == "rendered"
         require(not free, "background", self.background, "frozen, where parametrisation is pixels")
-        both = self.rebirth and self.adaptive
-        require(not both, "adaptive", True, "false, where rebirth is true: a softer schedule gives fewer images")
+        both = isinstance(self.stopping, Rebirth) and isinstance(self.planning, Adaptive)
+        allowed = "fixed, where stopping is rebirth: a softer schedule gives fewer images"
+        require(not both, "planning", self.planning.kind, allowed)
         for key in ("statistics", "batchnorm"):
             chosen = getattr(self, key) > 0 and self.batch_size == "auto"
             require(not chosen, "batch_size", "auto", f"an int, where {key} > 0: the prior couples a batch's images")
@@ -133,7 +126,9 @@ class InversionConfig:
     @property
     def summary(self) -> str:
         """The method in words, for logs and reports."""
-        parts = [f"{self.selection} selection", self.parametrisation, f"stops '{self.schedule}'"]
-        parts += ["rebirth"] * self.rebirth + ["adaptive schedule"] * self.adaptive
-        parts += [f"early stop after {self.patience} iterations"] * (self.patience > 0)
+        parts = [f"{self.selection} selection", self.parametrisation.kind, f"stops '{self.schedule}'"]
+        parts += ["rebirth"] * isinstance(self.stopping, Rebirth)
+        parts += ["adaptive schedule"] * isinstance(self.planning, Adaptive)
+        if isinstance(self.leaving, Converged):
+            parts.append(f"early stop after {self.leaving.patience} iterations")
         return ", ".join(parts)

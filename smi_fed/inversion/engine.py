@@ -16,6 +16,7 @@ from smi_fed.inversion import early_stop, randomness
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.adaptive import adapted_schedule, probe_cost
 from smi_fed.inversion.checkpoint import Checkpoint, Work, identity_of, stored_key
+from smi_fed.inversion.choices import Adaptive
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.inputs import check_prior, check_targets, check_warm
 from smi_fed.inversion.loop import finish, parametrise, run, start
@@ -128,14 +129,14 @@ def invert(
         reporter.end()
     found = SparseImages.concat(work.finished)
     # Only early stop finishes later images first; the rest need no copy of all pixels.
-    return found.select(found.ids.argsort(stable=True)) if config.patience else found
+    return found.select(found.ids.argsort(stable=True)) if early_stop.rule(problem) else found
 
 
 def _new_work(problem: Problem, targets: Tensor) -> Work:
     """Nothing done yet, under the schedule that the teacher bears."""
     planned = problem.config.schedule
     size = _batch_size(problem, targets)
-    if not problem.config.adaptive:
+    if not isinstance(problem.config.planning, Adaptive):
         return Work(size, planned)
     schedule = adapted_schedule(problem, multi_label=targets.ndim == 2)
     log.info("stop schedule that this teacher's attention bears: '%s' of '%s'", schedule, planned)
@@ -174,7 +175,7 @@ def _has_room(problem: Problem, work: Work, images: int) -> bool:
         return not work.begun
     used = sum(len(state.ids) for state in work.begun)
     open_to_others = all(problem.is_open(state) for state in work.begun)
-    return problem.config.patience > 0 and open_to_others and used <= (1 - early_stop.CLEARING) * work.size
+    return early_stop.rule(problem) is not None and open_to_others and used <= (1 - early_stop.CLEARING) * work.size
 
 
 def _clear(problem: Problem, work: Work, teacher_id: int) -> bool:
@@ -192,7 +193,7 @@ def _clear(problem: Problem, work: Work, teacher_id: int) -> bool:
 
 def _join(problem: Problem, work: Work) -> None:
     """One batch of the last two, where both are past their stops and fit together."""
-    if not problem.config.patience or len(work.begun) < 2:
+    if not early_stop.rule(problem) or len(work.begun) < 2:
         return
     pair = work.begun[-2:]
     if all(problem.is_open(state) for state in pair) and sum(len(state.ids) for state in pair) <= work.size:
@@ -215,7 +216,7 @@ def _halve(problem: Problem, work: Work, error: torch.OutOfMemoryError) -> None:
         torch.OutOfMemoryError: nothing can be halved.
     """
     sizes = [len(state.ids) for state in work.begun]
-    size = (max(sizes) if problem.config.patience else sizes[-1]) if sizes else work.size
+    size = (max(sizes) if early_stop.rule(problem) else sizes[-1]) if sizes else work.size
     if size == 1 or problem.config.couples:
         advice = "even for one image" if size == 1 else f"for {size} images that the prior couples; lower batch_size"
         raise torch.OutOfMemoryError(f"out of memory {advice} ({error})") from error
@@ -251,12 +252,12 @@ class _Reporter:
         """The batch in hand is of `age`."""
         if self.progress is None:
             return
-        config, state = self.problem.config, self.work.begun[-1]
+        leaving, state = early_stop.rule(self.problem), self.work.begun[-1]
         finished = sum(len(part) for part in self.work.finished)
-        if age == config.iterations and not config.patience:
+        if age == self.problem.config.iterations and not leaving:
             finished += len(state.ids) * (1 + state.snapshots.shape[1])
         done, total = _position(self.problem, self.work, self.images, age)
-        if config.patience and self.last is not None:
+        if leaving and self.last is not None:
             done = max(done, self.last.done)  # images that join a batch are younger than those in it
         self.last = InversionProgress(
             done=done,
@@ -272,7 +273,7 @@ class _Reporter:
 
     def end(self) -> None:
         """Tell of an end that no iteration told of: early stop's, and that of a checkpoint with nothing left to do."""
-        if self.progress is None or (self.last is not None and not self.problem.config.patience):
+        if self.progress is None or (self.last is not None and not early_stop.rule(self.problem)):
             return
         finished = self.work.finished
         images, total = sum(len(part) for part in finished), len(finished) * self.problem.config.iterations
@@ -288,7 +289,7 @@ class _Reporter:
 def _position(problem: Problem, work: Work, images: int, age: int) -> tuple[int, int]:
     """Iterations done and of all batches, where the batch in hand is of `age`."""
     iterations = problem.config.iterations
-    if problem.config.patience:
+    if early_stop.rule(problem):
         going = sum(len(state.ids) for state in work.begun)
         total = -(-images // work.size) * iterations
         return round(total * ((work.following - going) * iterations + going * age) / (images * iterations)), total

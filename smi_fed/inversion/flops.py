@@ -61,9 +61,8 @@ def spent_flops(
     rows, columns = adapt(model, config.patch_size).grid
     counts = [rows * columns, *(count for count in sorted(spent, reverse=True) if count < rows * columns)]
     stops = tuple((at + 1, 1 - after / before) for at, (before, after) in enumerate(pairwise(counts)))
-    stages = stage_flops(
-        model, replace(config, schedule=StopSchedule(stops), iterations=len(counts) + 1, adaptive=False), statistics
-    )
+    config = replace(config, schedule=StopSchedule(stops), iterations=len(counts) + 1)
+    stages = stage_flops(model, config, statistics)
     return sum(spent.get(stage.kept, 0) * stage.iteration + trajectories * stage.stop for stage in stages)
 
 

@@ -19,6 +19,7 @@ from smi_fed.inversion import early_stop, losses, rebirth
 from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.batch_norm import batch_norm_prior
+from smi_fed.inversion.choices import PyramidConfig, Rebirth
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import Neighbours
 from smi_fed.inversion.optimiser import Moments, adam_step
@@ -73,17 +74,17 @@ def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
     To the end; with early stop only until others may join, right after the last patches have
     stopped, and from then on until so many images are done that others should.
     """
-    config = problem.config
+    config, leaving = problem.config, early_stop.rule(problem)
     stops = dict(config.schedule.kept_counts(state.canvas.shape[1]))
     touching = losses.neighbours(state.kept, problem.teacher.grid)
     first, oldest = (int(age) for age in state.age.aminmax())
     for iteration in range(first, first + config.iterations - oldest):
         if stops.get(iteration, state.kept.shape[1]) < state.kept.shape[1]:
             stop_patches(problem, state, stops[iteration])
-            if config.patience and problem.is_open(state):
+            if leaving and problem.is_open(state):
                 return
             touching = losses.neighbours(state.kept, problem.teacher.grid)
-        elif config.patience and early_stop.worth_clearing(problem, state, iteration):
+        elif leaving and early_stop.worth_clearing(problem, state, iteration):
             return
         yield iteration + 1, step(problem, state, touching)
 
@@ -93,9 +94,10 @@ def stop_patches(problem: Problem, state: State, count: int) -> None:
     with torch.no_grad():
         patches = problem.parametrisation.patches(state.parameters, state.kept)
         state.canvas = put(state.canvas, state.kept, patches)
-    choose = rebirth.last if problem.config.rebirth else best
+    reborn = isinstance(problem.config.stopping, Rebirth)
+    choose = rebirth.last if reborn else best
     remaining = choose(scores(problem, state, patches), count)  # may run out of memory, so before any change
-    if problem.config.rebirth:
+    if reborn:
         state.snapshots = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
     going_on = take(state.kept, remaining)
     stopped = torch.ones_like(state.canvas[:, :, 0, 0, 0], dtype=torch.bool).scatter(1, going_on, value=False)
@@ -151,7 +153,7 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
         for parameter in state.parameters.values():
             assert parameter.grad is not None
             parameter.grad /= problem.loss_scale
-    still = early_stop.done(problem, state) if problem.config.patience else None
+    still = early_stop.done(problem, state) if early_stop.rule(problem) else None
     adam_step(state.parameters, state.moments, state.age, problem.config, still)
     for parameter in state.parameters.values():
         parameter.grad = None
@@ -227,6 +229,6 @@ def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
 
 def parametrise(teacher: Teacher, config: InversionConfig) -> Parametrisation:
     """The parametrisation that `config` names."""
-    if config.parametrisation == "pixels":
-        return FreePixels(teacher)
-    return Pyramid(teacher, config.levels, config.start_scale)
+    if isinstance(config.parametrisation, PyramidConfig):
+        return Pyramid(teacher, config.parametrisation.levels, config.parametrisation.start_scale)
+    return FreePixels(teacher)

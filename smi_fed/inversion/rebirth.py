@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from smi_fed.inversion.choices import Rebirth
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.selections import best
 from smi_fed.inversion.teacher import adapt
@@ -24,7 +25,7 @@ def last(scores: Tensor, count: int) -> Tensor:
 def images_per_trajectory(config: InversionConfig, patches: int) -> int:
     """Finished images of one target: one for each stop that lets patches go, and the last; 1 without rebirth."""
     counts = {patches} | {count for _, count in config.schedule.kept_counts(patches)}
-    return len(counts) if config.rebirth else 1
+    return len(counts) if isinstance(config.stopping, Rebirth) else 1
 
 
 def trajectories(model: nn.Module, config: InversionConfig, images: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from smi_fed.inversion import InversionConfig, feature_statistics, invert
+from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert
 from smi_fed.inversion.acceleration import compiled_blocks, compiler_works, half_weights
 from smi_fed.inversion.teacher import View, adapt, frozen
 from smi_fed.tokens import take
@@ -214,7 +214,7 @@ def test_compiled_images_are_the_eager_ones(kind, selection, counters):
 
 @pytest.mark.slow
 def test_compiled_with_the_statistics_prior(vit, counters):
-    changes = {"parametrisation": "pyramid", "levels": (2, 4), "jitter": 0, "statistics": 1.0}
+    changes = {"parametrisation": PyramidConfig((2, 4)), "jitter": 0, "statistics": 1.0}
     known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
     assert_compiled_agrees(vit, replace(PLAIN, **changes), counters, statistics=known)
 

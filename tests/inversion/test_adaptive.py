@@ -16,7 +16,7 @@ from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import masked_model, small_vit
 from tests.same import assert_same
 
-CONFIG = InversionConfig.paper(iterations=12, schedule="4:0.5,8:0.5", jitter=0, flip=False, adaptive=True)
+CONFIG = InversionConfig.paper(iterations=12, schedule="4:0.5,8:0.5", jitter=0, flip=False, planning="adaptive")
 IMPORTANCE = "smi_fed.inversion.teacher.TokenTeacher.importance"
 
 
@@ -98,7 +98,7 @@ def test_invert_uses_the_adapted_schedule(vit, kind, caplog):
     assert found.kept.shape[1] == schedule.kept_counts(patches)[-1][1]
     assert f"'{schedule}' of '4:0.5,8:0.5'" in caplog.text
     assert sum(spent.values()) == 5 * 12 + PROBES * 8
-    plain = replace(CONFIG, adaptive=False, schedule=schedule)
+    plain = replace(CONFIG, planning="fixed", schedule=schedule)
     assert_same(invert(model, targets, plain, generator=torch.Generator().manual_seed(0)), found)
 
 
@@ -165,6 +165,6 @@ def test_without_a_stop_there_is_nothing_to_adapt(vit):
     dense = replace(CONFIG, schedule="")
     first, second = (
         invert(vit, torch.arange(2), each, generator=torch.Generator().manual_seed(0))
-        for each in (dense, replace(dense, adaptive=False))
+        for each in (dense, replace(dense, planning="fixed"))
     )
     assert_same(first, second)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smi_fed.files import FileFormatError, load_tensors, save_tensors
-from smi_fed.inversion import InversionConfig, feature_statistics, invert
+from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert
 from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint, Work
 from smi_fed.sparse_images import SparseImages
 from tests.models import masked_model, small_vit
@@ -15,7 +15,7 @@ from tests.same import assert_same
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4])
 PIXELS = InversionConfig.paper(iterations=6, schedule="2:0.3,4:0.4", jitter=5, batch_size=2)
-PYRAMID = replace(PIXELS, parametrisation="pyramid", levels=(2, 4), flip=False, jitter=0, background="rendered")
+PYRAMID = replace(PIXELS, parametrisation=PyramidConfig((2, 4)), flip=False, jitter=0, background="rendered")
 
 
 class KilledError(BaseException):

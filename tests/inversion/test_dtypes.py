@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smi_fed.inversion import InversionConfig, feature_statistics, invert
+from smi_fed.inversion import Converged, InversionConfig, PyramidConfig, feature_statistics, invert
 from smi_fed.inversion.loop import DivergedError, parametrise, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.state import Problem
@@ -44,10 +44,10 @@ CASES = {
     "resnet": {"batchnorm": 0.1},
 }
 CHANGES = {
-    "rebirth": {"rebirth": True},
-    "pyramid": {"parametrisation": "pyramid", "background": "rendered", "levels": (2, 4)},
-    "early stop": {"patience": 2},
-    "adaptive": {"adaptive": True},
+    "rebirth": {"stopping": "rebirth"},
+    "pyramid": {"parametrisation": PyramidConfig((2, 4)), "background": "rendered"},
+    "early stop": {"leaving": Converged(2)},
+    "adaptive": {"planning": "adaptive"},
     "unsettled": {"selection": "unsettled"},
     "statistics": {"statistics": 1.0, "flip": False},
 }

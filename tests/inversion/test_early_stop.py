@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from smi_fed.inversion import InversionConfig, engine, feature_statistics, invert, loop
+from smi_fed.inversion import Converged, InversionConfig, PyramidConfig, engine, feature_statistics, invert, loop
 from smi_fed.inversion.early_stop import done, note
 from smi_fed.inversion.loop import parametrise, start
 from smi_fed.inversion.state import Problem
@@ -15,8 +15,8 @@ from tests.same import assert_same
 
 TARGETS = torch.arange(11) % 5
 BASE = InversionConfig.paper(
-    iterations=40, schedule="2:0.3,5:0.4", jitter=0, flip=False, learning_rate=0.1, batch_size=4, patience=4,
-    tolerance=0.02,
+    iterations=40, schedule="2:0.3,5:0.4", jitter=0, flip=False, learning_rate=0.1, batch_size=4,
+    leaving=Converged(patience=4, tolerance=0.02),
 )  # fmt: skip
 DENSE = replace(BASE, schedule="")
 
@@ -49,7 +49,7 @@ def test_it_is_the_plain_inversion_cut_off_at_convergence(vit):
     found, _ = followed(model, DENSE)
     for number in (0, 3):
         ages = {}
-        plain = replace(DENSE, patience=0)
+        plain = replace(DENSE, leaving="last")
         targets = TARGETS.clone()
 
         def remember(now, ages=ages):
@@ -62,9 +62,9 @@ def test_it_is_the_plain_inversion_cut_off_at_convergence(vit):
         level, lowest, lowest_at, stop = None, float("inf"), 0, 40
         for age, loss in enumerate(losses, start=1):
             level = loss if level is None else level + 0.1 * (loss - level)
-            if level < lowest * (1 - DENSE.tolerance):
+            if level < lowest * (1 - DENSE.leaving.tolerance):
                 lowest, lowest_at = level, age
-            if age - lowest_at >= DENSE.patience:
+            if age - lowest_at >= DENSE.leaving.patience:
                 stop = age
                 break
         short = invert(model, targets[: number + 1], replace(alone, iterations=stop), generator=seeded())
@@ -95,7 +95,7 @@ def test_the_batch_stays_full_while_images_wait(vit, config, monkeypatch):
 
 
 def test_no_image_converges_before_its_last_stop(vit):
-    found, _ = followed(vit, replace(BASE, schedule="2:0.3,30:0.4", patience=1, tolerance=0.5))
+    found, _ = followed(vit, replace(BASE, schedule="2:0.3,30:0.4", leaving=Converged(1, 0.5)))
     assert set(found.stopped_at.unique().tolist()) == {-1, 2, 30}
 
 
@@ -103,7 +103,8 @@ def test_no_image_converges_before_its_last_stop(vit):
 def test_a_killed_one_goes_on_to_the_same_images(vit, tmp_path, monkeypatch, schedule):
     monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", float("inf"))
     known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
-    config = replace(BASE, parametrisation="pyramid", levels=(2, 4), statistics=0.01, schedule=schedule, tolerance=0.15)
+    leaving, pyramid = replace(BASE.leaving, tolerance=0.15), PyramidConfig((2, 4))
+    config = replace(BASE, parametrisation=pyramid, statistics=0.01, schedule=schedule, leaving=leaving)
     whole, seen = followed(vit, config, statistics=known)
     for at in (1, 6, 20, 33):
         count = iter(range(1, 1000))
@@ -150,7 +151,7 @@ def test_memory_that_runs_out_changes_no_image(vit, monkeypatch):
 
 
 def test_a_converged_image_stays_so(vit):
-    config = replace(DENSE, patience=3)
+    config = replace(DENSE, leaving=Converged(3, 0.02))
     problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, None)
     state = start(problem, torch.arange(2), TARGETS[:2])
     for loss in ([1.0, 1.0], [1.0, 0.1], [1.0, 0.1], [1.0, 0.1], [0.0, 0.1]):

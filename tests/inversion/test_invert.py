@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, SparseImages, feature_statistics, invert, losses
+from smi_fed.inversion import InversionConfig, PyramidConfig, SparseImages, feature_statistics, invert, losses
 from smi_fed.inversion.loop import finish, parametrise, run, start
 from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 
 SPARSE = InversionConfig.paper(iterations=8, schedule="2:0.3,5:0.4", jitter=5)
-PYRAMID = replace(SPARSE, parametrisation="pyramid", levels=(2, 4), learning_rate=0.1, flip=False, jitter=0)
+PYRAMID = replace(SPARSE, parametrisation=PyramidConfig((2, 4)), learning_rate=0.1, flip=False, jitter=0)
 TARGETS = torch.tensor([0, 1, 2, 3])
 
 
@@ -267,7 +267,7 @@ def test_a_warm_start_goes_on_from_images(vit, config):
     assert torch.equal(shown[[1, 3]], cold[[1, 3]])
     warm, noise = ((each - first.images).abs().mean((1, 2, 3))[[0, 2]] for each in (shown, cold))
     # A pyramid cannot show its own frozen patches: each was rendered from other coefficients.
-    assert bool((warm < (1e-6 if config.parametrisation == "pixels" else 0.25 * noise)).all())
+    assert bool((warm < (1e-6 if config.parametrisation.kind == "pixels" else 0.25 * noise)).all())
 
 
 def test_a_warm_start_is_checked(vit):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from smi_fed.inversion import InversionConfig, feature_statistics, invert, memory
+from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert, memory
 from smi_fed.inversion.loop import parametrise, start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.memory import LARGEST, bytes_per_image, fitting_batch, free_bytes
@@ -17,7 +17,7 @@ from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, t
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4])
 SPARSE = InversionConfig.paper(iterations=6, schedule="2:0.3,4:0.4", jitter=5, batch_size=4)
-PYRAMID = replace(SPARSE, parametrisation="pyramid", levels=(2, 4), flip=False, jitter=0, background="rendered")
+PYRAMID = replace(SPARSE, parametrisation=PyramidConfig((2, 4)), flip=False, jitter=0, background="rendered")
 MULTI_LABEL = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).round()
 
 

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, invert, trajectories
+from smi_fed.inversion import InversionConfig, PyramidConfig, invert, trajectories
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.inversion.rebirth import images_per_trajectory, last, stops_of_images
 from tests.models import masked_model
 from tests.same import assert_same
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4])
-REBIRTH = InversionConfig.paper(iterations=8, schedule="2:0.25,5:0.5", jitter=0, flip=False, rebirth=True)
-PYRAMID = replace(REBIRTH, parametrisation="pyramid", levels=(2, 4), learning_rate=0.1)
+REBIRTH = InversionConfig.paper(iterations=8, schedule="2:0.25,5:0.5", jitter=0, flip=False, stopping="rebirth")
+PYRAMID = replace(REBIRTH, parametrisation=PyramidConfig((2, 4)), learning_rate=0.1)
 
 
 def seeded(seed=0):
@@ -100,7 +100,7 @@ def test_memory_that_runs_out_at_a_stop_adds_no_image(vit, monkeypatch):
 
 def test_how_many_trajectories_give_enough_images(vit):
     assert images_per_trajectory(REBIRTH, 16) == 3
-    assert images_per_trajectory(replace(REBIRTH, rebirth=False), 16) == 1
+    assert images_per_trajectory(replace(REBIRTH, stopping="keep"), 16) == 1
     assert images_per_trajectory(REBIRTH, 1) == 1  # one patch cannot be divided
     assert images_per_trajectory(replace(REBIRTH, schedule="0:0.25,5:0.5"), 16) == 3
     assert [trajectories(vit, REBIRTH, images) for images in (1, 3, 4)] == [1, 1, 2]

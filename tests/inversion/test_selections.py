@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, feature_statistics, invert, losses
+from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert, losses
 from smi_fed.inversion.flops import trajectory_flops
 from smi_fed.inversion.loop import parametrise, scores, start
 from smi_fed.inversion.selections import SELECTIONS, Look, best
@@ -123,7 +123,7 @@ def test_gradient_is_the_targets_own(vit):
 
 def test_unsettled_keeps_what_the_objective_pulls_at(vit):
     """The pull is the gradient of the whole objective in the patches' pixels, priors included."""
-    config = replace(SPARSE, parametrisation="pyramid", levels=(2, 4), statistics=2.0, selection="unsettled")
+    config = replace(SPARSE, parametrisation=PyramidConfig((2, 4)), statistics=2.0, selection="unsettled")
     known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
     problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, known)
     state = start(problem, torch.arange(3), torch.tensor([0, 1, 2]))

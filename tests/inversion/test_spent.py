@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smi_fed.inversion import InversionConfig, StopSchedule, invert
+from smi_fed.inversion import Converged, InversionConfig, StopSchedule, invert
 from smi_fed.inversion.flops import spent_flops, stage_flops, trajectory_flops
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.pipeline import PipelineConfig, TrainedTeacher, invert_teacher
@@ -36,7 +36,7 @@ def test_a_plain_inversion_spends_what_was_planned(vit, schedule):
 
 
 def test_early_stop_spends_less(vit):
-    config = replace(SPARSE, iterations=40, patience=3, tolerance=0.1)
+    config = replace(SPARSE, iterations=40, leaving=Converged(3, 0.1))
     spent = spent_by(vit, config)
     stages = {stage.kept: stage for stage in stage_flops(vit, config)}
     by_hand = sum(count * stages[kept].iteration for kept, count in spent.items())
@@ -50,7 +50,7 @@ def test_a_schedule_that_was_softened_costs_more(vit, monkeypatch):
         "smi_fed.inversion.teacher.TokenTeacher.importance",
         lambda _self, view, _targets: torch.ones(view.positions.shape),
     )
-    config = replace(SPARSE, adaptive=True)
+    config = replace(SPARSE, planning="adaptive")
     spent = spent_by(vit, config)
     assert spent == {16: 3 * 8 + 8 * 5}
     dense = replace(SPARSE, schedule=StopSchedule())
@@ -61,7 +61,7 @@ def test_a_schedule_that_was_softened_costs_more(vit, monkeypatch):
 def test_a_teacher_gives_as_many_images_as_asked_for_from_fewer_trajectories(count):
     model = build_model(ModelSpec("vit_tiny_patch16_224", num_classes=5, kwargs=TINY))
     teacher = TrainedTeacher("client", model, 10)
-    rebirth = PipelineConfig(count, replace(SPARSE, rebirth=True))
+    rebirth = PipelineConfig(count, replace(SPARSE, stopping="rebirth"))
     images, record = invert_teacher(teacher, 3, rebirth, seeded())
     assert len(images) == count
     assert images.teachers.tolist() == [3] * count
