@@ -58,12 +58,24 @@ class Arrivals:
 
     def begin(self, server_round: int) -> bool:
         """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked."""
-        self.round = server_round
-        self.verdicts = self.state.verdicts(server_round)
-        for teacher in (verdict.teacher for verdict in self.verdicts):
-            if teacher is not None:
-                teacher.load(verify=True)  # a file that is damaged is told of now, not after hours
+        self.round, self.verdicts = server_round, []
+        try:
+            self.verdicts = [self._checked(verdict) for verdict in self.state.verdicts(server_round)]
+        except (FileNotFoundError, FileFormatError) as error:
+            log.warning("round %d: everybody is asked again, since a model is lost: %s", server_round, error)
+            self.state.forget_verdicts(server_round)
         return bool(self.verdicts)
+
+    def _checked(self, verdict: Verdict) -> Verdict:
+        """A verdict from before a crash whose files are whole; lost images are to be made again.
+
+        Raises:
+            FileNotFoundError, FileFormatError: the model is lost.
+        """
+        if verdict.teacher is not None:
+            verdict.teacher.load(verify=True)
+        whole = verdict.images is None or self.state.has_images(verdict.images)
+        return verdict if whole else replace(verdict, images=None, inversion=None)
 
     def admit(self, answer: Answer) -> None:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
@@ -141,13 +153,14 @@ class Arrivals:
             TooFewTeachersError: fewer than `least` teachers were admitted, or are left after inversion.
         """
         self.verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
-        teachers = iter(cap_claims([v.teacher for v in self.verdicts if v.teacher is not None], self.policy))
-        self.verdicts = [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in self.verdicts]
         self._require_teachers(least)
         self.state.keep_verdicts(self.round, self.verdicts)
         while self.invert_next():
             pass
         self._require_teachers(least)
+        # Only now, so that a claim's cap does not depend on when a teacher was found to diverge.
+        teachers = iter(cap_claims([v.teacher for v in self.verdicts if v.teacher is not None], self.policy))
+        self.verdicts = [replace(v, teacher=next(teachers)) if v.teacher is not None else v for v in self.verdicts]
         self.state.keep_verdicts(self.round, self.verdicts)
         return self.verdicts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ from smi_fed.sparse_images import StoredImages
 from smi_fed.strategies.memory import recall, remember
 from smi_fed.strategies.round_record import RoundRecord, Verdict, Weights
 from smi_fed.teachers import StoredTeacher, TrainedTeacher, facts_of, store, stored_from
+
+log = logging.getLogger("smi_fed")
 
 VERSION = 2
 GLOBAL = "smi-fed.global"
@@ -101,12 +104,21 @@ class RunState:
         self.image_path(teacher).unlink(missing_ok=True)
 
     def inverted(self, teacher: StoredTeacher) -> tuple[StoredImages, InversionRecord] | None:
-        """A teacher's images and what they took, if they are written; else None."""
+        """A teacher's images and what they took, if they are written and whole; else None."""
         path = _beside(teacher, INVERSION)
         if not path.exists():
             return None
         record = InversionRecord(**json.loads(path.read_text(encoding="utf-8"))["inversion"])
-        return StoredImages(self.image_path(teacher), record.images), record
+        images = StoredImages(self.image_path(teacher), record.images)
+        return (images, record) if self.has_images(images) else None
+
+    def has_images(self, images: StoredImages) -> bool:
+        """Whether stored images can be read; a line of log says why not."""
+        try:
+            return len(images.load()) == images.count
+        except (FileNotFoundError, FileFormatError) as error:
+            log.warning("images are made again: %s", error)
+            return False
 
     def keep_images(self, teacher: StoredTeacher, images: SparseImages, record: InversionRecord) -> StoredImages:
         """Write a teacher's images; then its checkpoint is not needed any more."""

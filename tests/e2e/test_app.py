@@ -9,7 +9,6 @@ import torch
 from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
-from server import reporting
 from server.app import output_directory
 from server.run import FederatedRun, check_models
 from simulations.local_grid import InProcessGrid
@@ -17,14 +16,10 @@ from smi_fed.checks import SettingError
 from smi_fed.config import load_settings
 from smi_fed.data import digits
 from smi_fed.files import FileFormatError
-from smi_fed.pipeline import Score
 from smi_fed.report import load_student, read_report
 from smi_fed.sparse_images import SparseImages
 from smi_fed.strategies import TooFewTeachersError
-from smi_fed.strategies.round_record import Verdict
-from smi_fed.teachers import StoredTeacher
 from smi_fed.training import accuracy
-from tests.models import small_spec
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMOKE = "experiment=smoke"
@@ -285,16 +280,6 @@ def check_scopes(report, images):
 def test_more_clients_than_images_are_refused_before_any_is_asked(tmp_path):
     with pytest.raises(SettingError, match=r"strategy\.min_nodes: got 9999, allowed: at most 1347, the images"):
         FederatedRun(load_settings(CONF, f"{SMOKE} strategy.min_nodes=9999"), tmp_path)
-
-
-def test_a_teacher_that_guesses_is_warned_of(caplog):
-    teacher = StoredTeacher(Path(), torch.device("cpu"), "", "St Mary", small_spec(), 10)
-    verdicts = [Verdict(1, teacher=teacher, train_loss=0.1), Verdict(2, reason="late"), Verdict(3, teacher=teacher)]
-    with caplog.at_level(logging.WARNING, "smi_fed"):
-        lines = reporting._clients(verdicts, [Score(0.1, 0.1, 10), Score(0.9, 0.9, 10)])
-    assert [line["test_accuracy"] for line in lines] == [0.1, None, 0.9]
-    assert [bool(line["warning"]) for line in lines] == [True, False, False]
-    assert "St Mary: 10.0 % of the test images of its classes is near chance" in caplog.text
 
 
 def test_data_of_another_run_are_not_gone_on_with(tmp_path):
