@@ -230,7 +230,7 @@ def scale_table() -> str:
         "| " + " | ".join(format(run[key], form) for key, (_, form) in SCALE_COLUMNS.items()) + " |" for run in runs
     ]
     rounds = len(first["peak_megabytes_by_round"])
-    words = [*"python -m simulations.scale --clients".split(), *(str(run["clients"]) for run in runs)]
+    words = ["python", "-m", "simulations.scale", "--clients", *(str(run["clients"]) for run in runs)]
     words += ["--rounds", str(rounds), *found["overrides"][1:]]
     rows.append(
         f"\n{last['clients']} over {first['clients']} clients: {found['peak_ratio']:.2f} times the peak memory, "
