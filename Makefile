@@ -36,7 +36,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-# A dead link, a dead anchor and any other warning end it; the variable silences an advertisement.
+# A dead link, a dead anchor and any other warning end it. The variable only turns off a notice about MkDocs 2.
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
