@@ -9,7 +9,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo compare throughput test test-slow lint format clean
+.PHONY: setup demo compare throughput test test-slow lint docs format clean
 
 setup: $(READY)
 
@@ -36,9 +36,13 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+# A dead link, a dead anchor and any other warning end it. The variable only turns off a notice about MkDocs 2.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site

@@ -1,8 +1,8 @@
-"""Keep measured results and write the README's tables from them.
+"""Keep measured results and write the tables of README and docs/ from them.
 
 `python -m simulations.results --demo runs/demo0 runs/demo1 runs/demo2 --compare runs/compare` copies the reports and
-pieces to benchmarks/results/, the pictures to docs/, and fills the README between its markers. Without arguments it
-fills the README from what is kept; `simulations.throughput` writes there itself (`out=`).
+pieces to benchmarks/results/, the pictures to docs/, and fills the pages between their markers. Without arguments it
+fills them from what is kept; `simulations.throughput` writes there itself (`out=`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -29,14 +30,23 @@ RESULTS = PROJECT / "benchmarks" / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Copy what is named, then fill the README; returns the exit status."""
+    """Copy what is named, then fill the pages; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, nargs="+", help="artefact directories of demo runs")
     parser.add_argument("--compare", type=Path, nargs="+", help="output directories of comparisons")
     parser.add_argument("--rounds", type=Path, nargs="+", help="output directories of the study of rounds")
     parser.add_argument("--methods", type=Path, nargs="+", help="output directories of the study of methods")
     parser.add_argument("--why", type=Path, help="output directory of `simulations.why_random`")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--scale", type=Path, help="scale.json of `simulations.scale`, its picture beside it")
+    keep(parser.parse_args(arguments))
+    for file in sorted({file for file, _ in SECTIONS.values()}):
+        page = PROJECT / file
+        page.write_text(filled(page.read_text(encoding="utf-8"), file), encoding="utf-8")
+    return 0
+
+
+def keep(options: argparse.Namespace) -> None:
+    """Copy what is named to where it is kept."""
     if options.rounds:
         text = "".join((path / "runs.jsonl").read_text(encoding="utf-8") for path in options.rounds)
         (RESULTS / "rounds.jsonl").write_text(text, encoding="utf-8")
@@ -55,25 +65,31 @@ def main(arguments: list[str] | None = None) -> int:
         text = "".join((path / "pieces.jsonl").read_text(encoding="utf-8") for path in options.compare)
         (RESULTS / "compare.jsonl").write_text(text, encoding="utf-8")
         draw([json.loads(line) for line in text.splitlines()], PROJECT / "docs" / "convergence.png")
-    readme = PROJECT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    return 0
+    if options.scale:
+        shutil.copy(options.scale, RESULTS / "scale.json")
+        shutil.copy(options.scale.with_name("scale.png"), PROJECT / "docs" / "scale.png")
 
 
-def filled(readme: str) -> str:
-    """The README with its tables as the kept results have them."""
-    for name, render in (
-        ("demo", demo_table),
-        ("compare", compare_table),
-        ("throughput", throughput_table),
-        ("rounds", rounds_table),
-        ("methods", methods_table),
-        ("why", why_table),
-    ):
-        before, start, rest = readme.partition(f"<!-- {name}:start -->\n")
-        _, end, after = rest.partition(f"<!-- {name}:end -->")
-        readme = before + start + render() + end + after
-    return readme
+def filled(text: str, file: str) -> str:
+    """A page with its tables as the kept results have them.
+
+    Args:
+        text: of the page.
+        file: its path from the project's root, one that `SECTIONS` names.
+
+    Raises:
+        ValueError: a section's markers are not there.
+    """
+    up = "../" * file.count("/")
+    for name, (place, render) in SECTIONS.items():
+        if place == file:
+            before, start, rest = text.partition(f"<!-- {name}:start -->\n")
+            _, end, after = rest.partition(f"<!-- {name}:end -->")
+            if not end:
+                raise ValueError(f"{file}: no markers <!-- {name}:start --> and <!-- {name}:end -->")
+            table = render().replace("](benchmarks/", f"]({up}benchmarks/")
+            text = before + start + table + end + after
+    return text
 
 
 def demo_table() -> str:
@@ -187,6 +203,55 @@ def _throughput_row(found: dict[str, Any], name: str) -> str:
         f"{found['last_stage_over_dense_memory']:.0%}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+SCALE_COLUMNS = {
+    "clients": ("clients", "d"),
+    "peak_megabytes": ("peak, MB", ".0f"),
+    "before_megabytes": ("before the round, MB", ".0f"),
+    "server_seconds_per_client": ("server, seconds per client", ".2f"),
+    "inversion_seconds_per_client": ("of it inversion", ".2f"),
+    "distillation_seconds_per_client": ("of it distillation", ".2f"),
+}
+"""Of the scale benchmark: heading and format of each of a run's figures."""
+
+
+def scale_table() -> str:
+    """Memory and the server's work over numbers of clients, with its picture; where nothing is kept, that."""
+    path = RESULTS / "scale.json"
+    if not path.exists():
+        return "No measurement is kept yet: `python -m simulations.scale --clients 4 16 64` makes one.\n"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    runs, where = found["runs"], found["environment"]
+    first, last = runs[0], runs[-1]
+    rows = ["| " + " | ".join(heading for heading, _ in SCALE_COLUMNS.values()) + " |"]
+    rows.append("| " + " | ".join("---" for _ in SCALE_COLUMNS) + " |")
+    rows += [
+        "| " + " | ".join(format(run[key], form) for key, (_, form) in SCALE_COLUMNS.items()) + " |" for run in runs
+    ]
+    rounds = len(first["peak_megabytes_by_round"])
+    words = ["python", "-m", "simulations.scale", "--clients", *(str(run["clients"]) for run in runs)]
+    words += ["--rounds", str(rounds), *found["overrides"][1:]]
+    rows.append(
+        f"\n{last['clients']} over {first['clients']} clients: {found['peak_ratio']:.2f} times the peak memory, "
+        f"{found['server_seconds_per_client_ratio']:.2f} times the server's seconds per client.\n\n"
+        f"`{shlex.join(words)}`: models of {first['model_megabytes']:.1f} MB, {where['device_name']}, {where['cores']} "
+        "cores, one thread; client and server in one process. [Raw figures](benchmarks/results/scale.json).\n\n"
+        "![Memory and the server's seconds over the number of clients](scale.png)\n"
+    )
+    return "\n".join(rows)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "demo": ("README.md", demo_table),
+    "compare": ("docs/sparse.md", compare_table),
+    "throughput": ("docs/cost.md", throughput_table),
+    "rounds": ("docs/rounds.md", rounds_table),
+    "methods": ("docs/inversion-methods.md", methods_table),
+    "why": ("docs/inversion-methods.md", why_table),
+    "scale": ("docs/many-clients.md", scale_table),
+}
+"""The page in which each section stands, and what writes it."""
 
 
 if __name__ == "__main__":

@@ -18,25 +18,26 @@ from smi_fed.strategies.round_record import RoundRecord
 class Options(TypedDict, total=False):
     """Keyword arguments of both wrappers; `student` is required.
 
-    student: spec of the global model; its class names are the federation's label space.
-    pipeline: settings of inversion and distillation.
-    policy: what a client may claim.
-    min_teachers: fewer admitted teachers end the run.
-    projection: what the inner strategy aggregates. `ensemble`: one student, taught by all
-        teachers on all images; `per_teacher`: a student for each teacher, taught by it
-        alone on its own images.
-    refine: where all replies have the student's architecture, let the inner strategy
-        aggregate them as they are and distill into its result.
-    pool: use of earlier rounds' images.
-    seed: of targets, inversion and distillation.
-    device: where inversion and distillation run.
-    image_directory: where each teacher's images are written as soon as they are done; None
-        is within `state_directory`.
-    state_directory: where the run keeps models, and what a killed server goes on from; None is a
-        temporary directory (`TMPDIR` says where), which holds the models of two rounds.
-    identity: what else decides the student, by name as text (data, say, or what clients are told): a
-        run that goes on has to agree in it.
-    on_round: called with the finished `RoundRecord`.
+    Attributes:
+        student: spec of the global model; its class names are the federation's label space.
+        pipeline: settings of inversion and distillation.
+        policy: what a client may claim.
+        min_teachers: fewer admitted teachers end the run.
+        projection: what the inner strategy aggregates. `ensemble`: one student, taught by all
+            teachers on all images; `per_teacher`: a student for each teacher, taught by it
+            alone on its own images.
+        refine: where all replies have the student's architecture, let the inner strategy
+            aggregate them as they are and distill into its result.
+        pool: use of earlier rounds' images.
+        seed: of targets, inversion and distillation.
+        device: where inversion and distillation run.
+        image_directory: where each teacher's images are written as soon as they are done; None
+            is within `state_directory`.
+        state_directory: where the run keeps models, and what a killed server goes on from; None is a
+            temporary directory (`TMPDIR` says where), which holds the models of two rounds.
+        identity: what else decides the student, by name as text (data, say, or what clients are told): a
+            run that goes on has to agree in it.
+        on_round: called with the finished `RoundRecord`.
     """
 
     student: ModelSpec
