@@ -55,7 +55,7 @@ RULES = {
         ("smi_fed.distillation", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies"),
     ),
     "distillation": (
-        lambda file: below(file, "smi_fed/distillation.py", "smi_fed/relabelling.py"),
+        lambda file: below(file, "smi_fed/distillation", "smi_fed/relabelling.py"),
         ("smi_fed.inversion", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies"),
     ),
     "the library": (
