@@ -94,15 +94,16 @@ def test_an_unknown_architecture_in_the_node_config_is_that_nodes_failure(tmp_pa
 
 
 def test_empty_and_one_class_partitions(tmp_path, caplog):
-    """With 4 clients and a tiny alpha some own one class or nothing; the others go on."""
+    """With a tiny alpha some own one class, one image or nothing; the others go on."""
     overrides = f"{SMOKE} data.alpha=0.001 seed=1 inversion.statistics=0"
     with caplog.at_level(logging.WARNING, "smi_fed"):
-        report = run(tmp_path, overrides, grid_nodes=nodes(24))
+        report = run(tmp_path, overrides, grid_nodes=nodes(10))
     refused = [client for client in report["clients"] if not client["admitted"]]
     assert refused
     assert all("is empty" in client["reason"] for client in refused)
     assert "is empty" in caplog.text
-    assert len(report["clients"]) == 24
+    assert len(report["clients"]) == 10
+    assert min(client["num_examples"] for client in report["clients"] if client["admitted"]) == 1
 
 
 def test_one_class_per_client(tmp_path):
