@@ -31,6 +31,7 @@ from smi_fed.inversion import (
     trajectories,
 )
 from smi_fed.inversion.batch_norm import batch_norms
+from smi_fed.inversion.checkpoint import stored_spent
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier
@@ -155,6 +156,8 @@ def invert_teacher(
             progress=note,
         ).select(slice(config.images_per_teacher))
     seconds = clock() - started
+    if not spent and checkpoint is not None:  # it was of a finished inversion, and nothing was left to do
+        spent = stored_spent(checkpoint)
     dense = replace(inversion, schedule=StopSchedule())
     return images, InversionRecord(
         seconds,

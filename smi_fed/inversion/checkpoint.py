@@ -149,6 +149,19 @@ def stored_key(directory: str | os.PathLike[str]) -> int | None:
     return int(json.loads(metadata["identity"])["generator"])
 
 
+def stored_spent(directory: str | os.PathLike[str]) -> dict[int, int]:
+    """Iterations of single images that the inversion in `directory` took, by the patches they kept; empty where none.
+
+    Raises:
+        FileFormatError: as `Checkpoint.load`.
+    """
+    path = Path(directory) / WORK_FILE
+    if not path.exists():
+        return {}
+    _, metadata = load_tensors(path, FORMAT, VERSION)
+    return {int(kept): count for kept, count in json.loads(metadata["spent"]).items()}
+
+
 def identity_of(model: nn.Module, targets: Tensor, problem: Problem, teacher_id: int) -> dict[str, str]:
     """All that decides the images of an inversion; long things by their SHA-256."""
     statistics, warm = problem.statistics, problem.warm

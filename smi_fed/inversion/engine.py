@@ -87,7 +87,7 @@ def invert(
         warm: images to start from: row r is where the image of id `warm.ids[r]` starts, which
             is its place in `targets`. The others start from noise.
         teacher_id: stored with the images.
-        progress: called after every iteration, and once for a checkpoint with nothing left to do.
+        progress: called after every iteration.
         checkpoint: a directory of this inversion's own. The same call with the same
             directory goes on where a killed one was last written, to the same images, and
             returns at once where it was finished. Delete it when the images are safe.
@@ -272,18 +272,10 @@ class _Reporter:
         self.progress(self.last)
 
     def end(self) -> None:
-        """Tell of an end that no iteration told of: early stop's, and that of a checkpoint with nothing left to do."""
-        if self.progress is None or (self.last is not None and not early_stop.rule(self.problem)):
-            return
-        finished = self.work.finished
-        images, total = sum(len(part) for part in finished), len(finished) * self.problem.config.iterations
-        if self.last is not None:
+        """With early stop nobody knows beforehand which iteration is the last."""
+        if self.progress is not None and self.last is not None and early_stop.rule(self.problem) is not None:
+            images = sum(len(part) for part in self.work.finished)
             self.progress(replace(self.last, done=self.last.total, images=images))
-            return
-        kept, patches = int(finished[-1].mask[-1].sum()), finished[-1].mask[-1].numel()
-        nothing = torch.full((), torch.nan)
-        spent, seconds = dict(self.work.spent), time.perf_counter() - self.started
-        self.progress(InversionProgress(total, total, images, kept, patches, spent, nothing, seconds))
 
 
 def _position(problem: Problem, work: Work, images: int, age: int) -> tuple[int, int]:

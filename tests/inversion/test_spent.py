@@ -70,11 +70,14 @@ def test_a_teacher_gives_as_many_images_as_asked_for_from_fewer_trajectories(cou
     assert record.dense_flops == count * trajectory_flops(model, replace(SPARSE, schedule=StopSchedule()))
 
 
-def test_a_finished_checkpoint_still_tells_what_it_took(tmp_path):
-    model = build_model(ModelSpec("vit_tiny_patch16_224", num_classes=5, kwargs=TINY))
-    pipeline = PipelineConfig(3, SPARSE)
+@pytest.mark.parametrize("leaving", ["last", Converged(patience=2, tolerance=0.3)])
+def test_a_finished_checkpoint_still_tells_what_it_took(tmp_path, vit, leaving):
+    """With early stop that is less than was planned."""
+    pipeline = PipelineConfig(3, replace(SPARSE, iterations=30, leaving=leaving))
     first, second = (
-        invert_teacher(TrainedTeacher("client", model, 10), 0, pipeline, seeded(), checkpoint=tmp_path)[1]
+        invert_teacher(TrainedTeacher("client", vit, 10), 0, pipeline, seeded(), checkpoint=tmp_path)[1]
         for _ in range(2)
     )
-    assert first.flops == second.flops == 3 * trajectory_flops(model, SPARSE)
+    planned = 3 * trajectory_flops(vit, pipeline.inversion)
+    assert first.flops == second.flops
+    assert first.flops == planned if leaving == "last" else first.flops < planned
