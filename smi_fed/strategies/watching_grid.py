@@ -51,6 +51,7 @@ class WatchingGrid(Grid):
         deadline = None if timeout is None else time.monotonic() + timeout
         with Bar(f"waiting for {kind} replies", total, unit="reply") as bar:
             while waiting:
+                bar.at(len(replies))
                 began = time.monotonic()
                 late = deadline is not None and time.monotonic() >= deadline
                 arrived = [each for each in waiting if self._take(each, replies, bar)]
