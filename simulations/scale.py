@@ -34,7 +34,7 @@ INTERVAL = 0.02
 """Seconds between two looks at the memory."""
 
 LARGEST_RATIO = 1.5
-"""Of peak memory, and of the server's seconds per client, between most and fewest clients."""
+"""Of peak memory, between most and fewest clients."""
 
 SETTINGS, ARCH = ("experiment=scale",), "vit_p8_w192_d12"
 

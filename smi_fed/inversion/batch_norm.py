@@ -18,6 +18,11 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: norm for name, norm in found.items() if norm.running_mean is not None}
 
 
+def nonnegative_keys(model: nn.Module) -> list[str]:
+    """Of the state dict of `model`, what BatchNorm cannot have below 0: variances and counts of batches."""
+    return [f"{name}.{kind}" for name in batch_norms(model) for kind in ("running_var", "num_batches_tracked")]
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one BatchNorm layer was shown of a batch, and what it saw in training; tensors (channels,).

@@ -101,7 +101,7 @@ class Checkpoint:
             finished=[self._part(name, digest) for name, digest in self.parts.items()],
             begun=[state.map(lambda tensor: tensor.to(like.device)) for state in begun],
             following=int(metadata["following"]),
-            spent={int(kept): count for kept, count in json.loads(metadata["spent"]).items()},
+            spent=_spent(metadata),
         )
 
     def _part(self, name: str, digest: str) -> SparseImages:
@@ -142,11 +142,8 @@ def stored_key(directory: str | os.PathLike[str]) -> int | None:
     Raises:
         FileFormatError: as `Checkpoint.load`.
     """
-    path = Path(directory) / WORK_FILE
-    if not path.exists():
-        return None
-    _, metadata = load_tensors(path, FORMAT, VERSION)
-    return int(json.loads(metadata["identity"])["generator"])
+    metadata = _metadata(directory)
+    return int(json.loads(metadata["identity"])["generator"]) if metadata else None
 
 
 def stored_spent(directory: str | os.PathLike[str]) -> dict[int, int]:
@@ -155,10 +152,17 @@ def stored_spent(directory: str | os.PathLike[str]) -> dict[int, int]:
     Raises:
         FileFormatError: as `Checkpoint.load`.
     """
+    metadata = _metadata(directory)
+    return _spent(metadata) if metadata else {}
+
+
+def _metadata(directory: str | os.PathLike[str]) -> dict[str, str]:
+    """What the file of the inversion in `directory` says of it; empty where there is none."""
     path = Path(directory) / WORK_FILE
-    if not path.exists():
-        return {}
-    _, metadata = load_tensors(path, FORMAT, VERSION)
+    return load_tensors(path, FORMAT, VERSION)[1] if path.exists() else {}
+
+
+def _spent(metadata: dict[str, str]) -> dict[int, int]:
     return {int(kept): count for kept, count in json.loads(metadata["spent"]).items()}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_integer, is_number
-from smi_fed.inversion.batch_norm import batch_norms
+from smi_fed.inversion.batch_norm import nonnegative_keys
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
@@ -125,10 +125,9 @@ def check_batch_norms(model: Classifier, weights: Mapping[str, Tensor]) -> None:
     Raises:
         BadReplyError: a variance or a count of batches below 0, by its key.
     """
-    for name in batch_norms(model):
-        for key in (f"{name}.running_var", f"{name}.num_batches_tracked"):
-            if bool((weights[key] < 0).any()):
-                raise BadReplyError(f"{key} is {float(weights[key].min())}, expected values >= 0")
+    for key in nonnegative_keys(model):
+        if bool((weights[key] < 0).any()):
+            raise BadReplyError(f"{key} is {float(weights[key].min())}, expected values >= 0")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from smi_fed.inversion.batch_norm import batch_norms
+from smi_fed.inversion.batch_norm import nonnegative_keys
 from smi_fed.models import Classifier
 from smi_fed.strategies.admission import check_output
 from smi_fed.strategies.records import BadReplyError
@@ -44,10 +44,9 @@ def with_sound_statistics(
         projections: what was aggregated.
     """
     sound = dict(aggregated)
-    for name in batch_norms(student):
-        for key in (f"{name}.running_var", f"{name}.num_batches_tracked"):
-            negative = ~(sound[key] >= 0)  # NaN too
-            if bool(negative.any()):
-                mean = sum((each[key].double() for each in projections), torch.zeros(())) / len(projections)
-                sound[key] = torch.where(negative, mean.to(sound[key].dtype), sound[key])
+    for key in nonnegative_keys(student):
+        negative = ~(sound[key] >= 0)  # NaN too
+        if bool(negative.any()):
+            mean = sum((each[key].double() for each in projections), torch.zeros(())) / len(projections)
+            sound[key] = torch.where(negative, mean.to(sound[key].dtype), sound[key])
     return sound
