@@ -33,10 +33,11 @@ from smi_fed.files import write_json
 from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.flops import StageFlops, stage_flops
-from smi_fed.inversion.loop import parametrise, start, step, stop_patches
+from smi_fed.inversion.loop import start, step, stop_patches
 from smi_fed.inversion.losses import neighbours
-from smi_fed.inversion.state import Problem, State
-from smi_fed.inversion.teacher import adapt, frozen
+from smi_fed.inversion.problem import Problem, pose
+from smi_fed.inversion.state import State
+from smi_fed.inversion.teacher import frozen
 from smi_fed.models import Classifier
 from smi_fed.progress import Bar, show_log
 
@@ -123,11 +124,10 @@ def measure(config: ThroughputConfig, device: torch.device) -> dict[str, Any]:
 
 def stages_of(config: ThroughputConfig, model: Classifier, targets: Tensor) -> tuple[Problem, list[State]]:
     """A batch at the beginning of each stage, the first one dense."""
-    teacher = adapt(model)
-    inversion = config.inversion()
-    problem = Problem(teacher, parametrise(teacher, inversion), inversion, config.seed, None)
+    problem = pose(model, config.inversion(), config.seed)
     states = [start(problem, torch.arange(len(targets), device=targets.device), targets)]
-    for _, kept in inversion.schedule.kept_counts(teacher.grid[0] * teacher.grid[1])[1:]:
+    patches = states[0].kept.shape[1]
+    for _, kept in problem.config.schedule.kept_counts(patches)[1:]:
         state = states[-1].map(torch.clone)
         stop_patches(problem, state, kept)
         states.append(state)

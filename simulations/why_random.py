@@ -34,11 +34,10 @@ from smi_fed.data import load_images
 from smi_fed.files import writable_directory, write_json
 from smi_fed.inversion import StopSchedule
 from smi_fed.inversion.adaptive import reading
-from smi_fed.inversion.loop import parametrise, scores_by, start, step
-from smi_fed.inversion.losses import neighbours
-from smi_fed.inversion.selections import SELECTIONS, Look, best
-from smi_fed.inversion.state import Problem
-from smi_fed.inversion.teacher import View, adapt, frozen
+from smi_fed.inversion.probe import scores_along
+from smi_fed.inversion.problem import Problem, pose
+from smi_fed.inversion.selections import SELECTIONS, Candidates, best
+from smi_fed.inversion.teacher import View, frozen
 from smi_fed.progress import show_log
 from smi_fed.tokens import to_patches
 
@@ -67,9 +66,7 @@ def measured(study: Study) -> dict[str, Any]:
     """The three measurements of one teacher."""
     (teacher,) = study.trained()
     config = replace(study.settings.inversion, schedule=StopSchedule())
-    adapted = adapt(teacher.model)
-    statistics = teacher.statistics.to(adapted.mean) if teacher.statistics is not None else None
-    problem = Problem(adapted, parametrise(adapted, config), config, 0, statistics)
+    problem = pose(teacher.model, config, statistics=teacher.statistics)
     with frozen(teacher.model):
         return {
             "seed": study.seed,
@@ -82,20 +79,14 @@ def measured(study: Study) -> dict[str, Any]:
 def along_the_way(problem: Problem) -> dict[str, Any]:
     """Agreement with the end, and evenness over positions, at each of `LOOKS`, by selection."""
     ids = torch.arange(IMAGES, device=problem.teacher.mean.device)
-    state = start(problem, ids, ids % problem.teacher.classes)
-    count = round(KEPT * state.kept.shape[1])
-    touching = neighbours(state.kept, problem.teacher.grid)
-    seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
-    for iteration in range(problem.config.iterations + 1):
-        if iteration in (*LOOKS, problem.config.iterations):
-            for name in NAMES:
-                seen[name].append(scores_by(problem, state, name))
-        if iteration < problem.config.iterations:
-            step(problem, state, touching)
+    targets = ids % problem.teacher.classes
+    seen = scores_along(problem, ids, targets, (*LOOKS, problem.config.iterations), NAMES)
+    patches = seen[NAMES[0]][0].shape[1]
+    count = round(KEPT * patches)
     found: dict[str, Any] = {"agreement": {}, "evenness": {}}
     for name, looks in seen.items():
         found["agreement"][name] = [reading(look, looks[-1], count).stability for look in looks[:-1]]
-        found["evenness"][name] = [evenness(best(look, count), look.shape[1]) for look in looks[:-1]]
+        found["evenness"][name] = [evenness(best(look, count), patches) for look in looks[:-1]]
     return found
 
 
@@ -116,9 +107,10 @@ def on_the_object(problem: Problem, study: Study) -> dict[str, Any]:
     shown = F.max_pool2d(masks[:, None].float(), teacher.patch_size).flatten(1)
     positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
     ids = torch.arange(len(patches), device=patches.device)
-    look = Look(teacher, View(patches, positions), labels.to(patches.device), 0, ids, torch.zeros_like(ids), no_pull)
+    view, targets = View(patches, positions), labels.to(patches.device)
+    candidates = Candidates(teacher, view, targets, 0, ids, torch.zeros_like(ids), no_pull)
     count = round(KEPT * patches.shape[1])
-    kept = {name: best(SELECTIONS[name](look), count).cpu() for name in NAMES if name != "unsettled"}
+    kept = {name: best(SELECTIONS[name](candidates), count).cpu() for name in NAMES if name != "unsettled"}
     return {
         "object": float(shown.mean()),
         "object_kept": {name: float(shown.gather(1, own).mean()) for name, own in kept.items()},

@@ -1,12 +1,17 @@
 """Images out of a trained model: `invert(model, targets, config)`."""
 
-from smi_fed.inversion.choices import Adaptive, Converged, Fixed, Keep, Last, PixelsConfig, PyramidConfig, Rebirth
+from smi_fed.inversion.adaptive import Adaptive
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.engine import InversionProgress, invert
+from smi_fed.inversion.early_stop import Converged
+from smi_fed.inversion.engine import InversionProgress, invert, trajectories
+from smi_fed.inversion.leaving import Last
 from smi_fed.inversion.loop import DivergedError
 from smi_fed.inversion.losses import FeatureStatistics, feature_statistics
-from smi_fed.inversion.rebirth import trajectories
+from smi_fed.inversion.parametrisation import PixelsConfig, PyramidConfig
+from smi_fed.inversion.planning import Fixed
+from smi_fed.inversion.rebirth import Rebirth
 from smi_fed.inversion.schedule import StopSchedule
+from smi_fed.inversion.stopping import Keep
 from smi_fed.sparse_images import SparseImages
 
 __all__ = [

@@ -13,21 +13,37 @@ Attention that is flat, or that jumps, gives dense inversion.
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from smi_fed.inversion.choices import Last
-from smi_fed.inversion.loop import scores_by, start, step
-from smi_fed.inversion.losses import neighbours
+from smi_fed.checks import checked
+from smi_fed.inversion.planning import PROBES, Plan, Probe
 from smi_fed.inversion.schedule import StopSchedule
-from smi_fed.inversion.state import Problem
 
-PROBES = 8
-"""Images of the probe. Their ids are negative: no image of the inversion shares their draws."""
+log = logging.getLogger("smi_fed")
+
+
+@checked
+class Adaptive:
+    """The schedule, with ratios no higher than the teacher's attention bears."""
+
+    kind: Literal["adaptive"] = field(default="adaptive", kw_only=True)
+    summary: ClassVar[str] = "adaptive schedule"
+
+    def plan(self, written: StopSchedule, patches: int, probe: Probe) -> Plan:
+        """The probe's looks at attention, two forward passes for each stop, are not counted as spent."""
+        stops = [pair for pair in written.kept_counts(patches) if pair[1] < patches]
+        if not stops:
+            return Plan(written)
+        schedule = adapted(stops, read_attention(probe, stops), patches)
+        log.info("stop schedule that this teacher's attention bears: '%s' of '%s'", schedule, written)
+        return Plan(schedule, {patches: PROBES * written.stops[-1][0]})
 
 
 @dataclass(frozen=True)
@@ -43,82 +59,28 @@ class Reading:
     stability: float
 
 
-def adapted_schedule(problem: Problem, *, multi_label: bool = False) -> StopSchedule:
-    """The planned schedule, with ratios no higher than this teacher's attention bears.
-
-    Args:
-        problem: its configuration has the planned schedule.
-        multi_label: whether the teacher's targets are (b, classes).
-    """
-    patches = problem.teacher.grid[0] * problem.teacher.grid[1]
-    planned = problem.config.schedule.kept_counts(patches)
-    planned = [pair for pair in planned if pair[1] < patches]
-    readings = read_attention(problem, planned, multi_label=multi_label)
-    stops, going = [], patches
-    for (iteration, count), reading in zip(planned, readings, strict=True):
+def adapted(stops: Sequence[tuple[int, int]], readings: Sequence[Reading], patches: int) -> StopSchedule:
+    """The stops (iteration, patches kept), each as far as its reading bears."""
+    softened, going = [], patches
+    for (iteration, count), reading in zip(stops, readings, strict=True):
         share = 1 - reading.stability * (1 - max(count / patches, reading.spread))
         least = math.ceil(share * patches - 1e-9)
         if least < going:
-            stops.append((iteration, 1 - least / going))
+            softened.append((iteration, 1 - least / going))
             going = least
-    return StopSchedule(tuple(stops))
+    return StopSchedule(tuple(softened))
 
 
-def read_attention(problem: Problem, stops: list[tuple[int, int]], *, multi_label: bool = False) -> list[Reading]:
-    """One reading for each (iteration, patches that would go on), iterations rising, from a dense probe.
-
-    Raises:
-        torch.OutOfMemoryError: not even one image fits.
-    """
-    ids = -1 - torch.arange(PROBES, device=problem.teacher.mean.device)
-    config = replace(problem.config, schedule=StopSchedule(), leaving=Last())
-    problem = replace(problem, config=config, warm=None)
-    size = min(PROBES, config.batch_size) if isinstance(config.batch_size, int) else PROBES
-    while True:
-        try:
-            looks = [_looks(problem, part, stops, multi_label) for part in ids.split(size)]
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = -(-size // 2)
-            continue
-        both = [(torch.cat([part[i][0] for part in looks]), torch.cat([part[i][1] for part in looks]))
-                for i in range(len(stops))]  # fmt: skip
-        return [
-            # Nothing moved before a stop at 0: two looks at the same noise say nothing.
-            reading(*pair, count) if iteration else Reading(reading(*pair, count).spread, 0.0)
-            for pair, (iteration, count) in zip(both, stops, strict=True)
-        ]
-
-
-def _looks(
-    problem: Problem, ids: Tensor, stops: list[tuple[int, int]], multi_label: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """For each stop the importance (b, n) half-way since the one before, and at it."""
-    teacher = problem.teacher
-    classes = (-1 - ids) % teacher.classes
-    state = start(problem, ids, F.one_hot(classes, teacher.classes).to(teacher.mean) if multi_label else classes)
-    touching = neighbours(state.kept, teacher.grid)
-    looks, before = [], 0
+def read_attention(probe: Probe, stops: Sequence[tuple[int, int]]) -> list[Reading]:
+    """One reading for each (iteration, patches that would go on), iterations rising."""
+    before, ages = 0, []
     for iteration, _ in stops:
-        half_way = (before + iteration) // 2
-        for _ in range(half_way - before):
-            step(problem, state, touching)
-        earlier = scores_by(problem, state, "attention")
-        for _ in range(iteration - half_way):
-            step(problem, state, touching)
-        looks.append((earlier, scores_by(problem, state, "attention")))
+        ages += [(before + iteration) // 2, iteration]
         before = iteration
-    return looks
-
-
-def probe_cost(problem: Problem) -> dict[int, int]:
-    """Iterations of single images that the probe takes, by the number of patches they keep: all.
-
-    Its looks at attention, two forward passes for each stop, are not counted.
-    """
-    stops = problem.config.schedule.stops
-    return {problem.teacher.grid[0] * problem.teacher.grid[1]: PROBES * stops[-1][0]} if stops else {}
+    looks = probe(ages)
+    readings = [reading(looks[2 * i], looks[2 * i + 1], count) for i, (_, count) in enumerate(stops)]
+    # Nothing moved before a stop at 0: two looks at the same noise say nothing.
+    return [r if at else Reading(r.spread, 0.0) for r, (at, _) in zip(readings, stops, strict=True)]
 
 
 def reading(earlier: Tensor, now: Tensor, count: int) -> Reading:

@@ -7,49 +7,29 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from smi_fed.files import FileFormatError, checksums, load_tensors, save_tensors, writable_directory
+from smi_fed.inversion.batch_queue import BatchQueue
+from smi_fed.inversion.config import InversionConfig
+from smi_fed.inversion.losses import FeatureStatistics
 from smi_fed.inversion.schedule import StopSchedule
-from smi_fed.inversion.state import Problem, State
+from smi_fed.inversion.state import State
 from smi_fed.sparse_images import SparseImages
 
-FORMAT, VERSION = "smi-fed.inversion", 2
+FORMAT, VERSION = "smi-fed.inversion", 3
 
 LARGEST_SHARE = 0.02
 """Of the time: a checkpoint waits until the last one's writing is at most this share."""
-
-
-@dataclass
-class Work:
-    """What an inversion has done and what it is doing.
-
-    Attributes:
-        size: images of the next batch.
-        schedule: when patches stop; the planned one unless it was adapted to the teacher.
-        finished: images, in order of their ids unless early stop finished later ones first.
-        begun: batches in work, the current one last; more than one after a batch was halved
-            or while a new one is brought past its stops to join another.
-        following: id of the first image that was not begun.
-        spent: iterations of single images so far, by the number of patches they kept.
-    """
-
-    size: int
-    schedule: StopSchedule
-    finished: list[SparseImages] = field(default_factory=list)
-    begun: list[State] = field(default_factory=list)
-    following: int = 0
-    spent: dict[int, int] = field(default_factory=dict)
 
 
 WORK_FILE = "work.safetensors"
 
 
 class Checkpoint:
-    """A directory with one file of images per finished batch, and one with the batches in work.
+    """A directory with one file of images per finished batch, and one with the batches in queue.
 
     A finished batch is written once; only the batches in work are written again, every
     `interval` seconds, and then at most `LARGEST_SHARE` of the time goes into writing. For
@@ -59,7 +39,7 @@ class Checkpoint:
     Args:
         directory: made if needed; belongs to one inversion.
         identity: what the images are a function of, by name, as text.
-        interval: least seconds between two writings of the batches in work.
+        interval: least seconds between two writings of the batches in queue.
     """
 
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, str], interval: float) -> None:
@@ -75,7 +55,7 @@ class Checkpoint:
         """The file that says what is done; what it does not name is not there."""
         return self.directory / WORK_FILE
 
-    def load(self, like: Tensor) -> Work | None:
+    def load(self, like: Tensor) -> BatchQueue | None:
         """What was done and begun, on the device of `like`; None where nothing was written yet.
 
         Raises:
@@ -95,7 +75,7 @@ class Checkpoint:
             State.from_tensors({n.partition("/")[2]: t for n, t in tensors.items() if int(n.partition("/")[0]) == i})
             for i in numbers
         ]
-        return Work(
+        return BatchQueue(
             size=int(metadata["size"]),
             schedule=StopSchedule.parse(metadata["schedule"]),
             finished=[self._part(name, digest) for name, digest in self.parts.items()],
@@ -111,26 +91,26 @@ class Checkpoint:
             raise FileFormatError(f"{path}: of another inversion, its images are not those that {self.path} tells of")
         return images
 
-    def save_if_due(self, work: Work) -> None:
+    def save_if_due(self, queue: BatchQueue) -> None:
         """Write the batches in work if the interval has passed."""
         since = time.monotonic() - self.written
         if since >= self.interval and self.cost <= LARGEST_SHARE * since:
-            self.save(work)
+            self.save(queue)
 
-    def save(self, work: Work) -> None:
-        """Write what is finished and not yet written, then the batches in work."""
+    def save(self, queue: BatchQueue) -> None:
+        """Write what is finished and not yet written, then the batches in queue."""
         started = time.monotonic()
-        for images in work.finished[len(self.parts) :]:
+        for images in queue.finished[len(self.parts) :]:
             name = f"images-{int(images.ids[0]):08d}.safetensors"
             images.save(self.directory / name)
             self.parts[name] = digest_of([images.images, images.stopped_at, images.ids])
-        tensors = {f"{i}/{name}": t for i, state in enumerate(work.begun) for name, t in state.tensors().items()}
+        tensors = {f"{i}/{name}": t for i, state in enumerate(queue.begun) for name, t in state.tensors().items()}
         metadata = {
-            "identity": json.dumps(self.identity), "parts": json.dumps(self.parts), "spent": json.dumps(work.spent),
-            "schedule": str(work.schedule),
+            "identity": json.dumps(self.identity), "parts": json.dumps(self.parts), "spent": json.dumps(queue.spent),
+            "schedule": str(queue.schedule),
         }  # fmt: skip
         save_tensors(
-            self.path, tensors, FORMAT, VERSION, **metadata, size=str(work.size), following=str(work.following)
+            self.path, tensors, FORMAT, VERSION, **metadata, size=str(queue.size), following=str(queue.following)
         )
         self.written = time.monotonic()
         self.cost = self.written - started
@@ -166,15 +146,23 @@ def _spent(metadata: dict[str, str]) -> dict[int, int]:
     return {int(kept): count for kept, count in json.loads(metadata["spent"]).items()}
 
 
-def identity_of(model: nn.Module, targets: Tensor, problem: Problem, teacher_id: int) -> dict[str, str]:
+def identity_of(
+    model: nn.Module,
+    targets: Tensor,
+    config: InversionConfig,
+    key: int,
+    statistics: FeatureStatistics | None,
+    warm: SparseImages | None,
+    teacher_id: int,
+) -> dict[str, str]:
     """All that decides the images of an inversion; long things by their SHA-256."""
-    statistics, warm = problem.statistics, problem.warm
+    known = statistics if config.statistics > 0 else None
     return {
         "model": digest_of(model.state_dict().values()),
         "targets": digest_of([targets]),
-        "config": repr(problem.config),
-        "generator": str(problem.key),
-        "statistics": digest_of(() if statistics is None else (*statistics.mean, *statistics.std)),
+        "config": repr(config),
+        "generator": str(key),
+        "statistics": digest_of(() if known is None else (*known.mean, *known.std)),
         "warm": digest_of(() if warm is None else (warm.images, warm.ids)),
         "teacher_id": str(teacher_id),
     }

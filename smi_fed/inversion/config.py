@@ -7,22 +7,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from smi_fed.checks import Allowed, Betas, Count, Flag, Natural, NonNegative, Positive, Text, checked, one_of, require
-from smi_fed.inversion.choices import (
-    Adaptive,
-    Converged,
-    Fixed,
-    Keep,
-    Last,
-    Leaving,
-    ParametrisationChoice,
-    PixelsConfig,
-    Planning,
-    Rebirth,
-    Stopping,
+from smi_fed.checks import (
+    Allowed,
+    Betas,
+    Choice,
+    Count,
+    Flag,
+    Natural,
+    NonNegative,
+    Positive,
+    Text,
+    checked,
+    one_of,
+    require,
 )
+from smi_fed.inversion.adaptive import Adaptive
+from smi_fed.inversion.early_stop import Converged
+from smi_fed.inversion.leaving import Last
+from smi_fed.inversion.parametrisation import PixelsConfig, PyramidConfig
+from smi_fed.inversion.planning import Fixed
+from smi_fed.inversion.rebirth import Rebirth
 from smi_fed.inversion.schedule import StopSchedule
 from smi_fed.inversion.selections import SELECTIONS
+from smi_fed.inversion.stopping import Keep
+
+ParametrisationChoice = Annotated[PixelsConfig | PyramidConfig, Choice()]
+Stopping = Annotated[Keep | Rebirth, Choice()]
+Leaving = Annotated[Last | Converged, Choice()]
+Planning = Annotated[Fixed | Adaptive, Choice()]
 
 PAPER_SCHEDULE = StopSchedule(((50, 0.3), (100, 0.3), (200, 0.3), (300, 0.3)))
 
@@ -95,7 +107,7 @@ class InversionConfig:
         require(not late, "schedule", str(self.schedule), f"stops before the last iteration, {self.iterations}")
         free = isinstance(self.parametrisation, PixelsConfig) and self.background == "rendered"
         require(not free, "background", self.background, "frozen, where parametrisation is pixels")
-        both = isinstance(self.stopping, Rebirth) and isinstance(self.planning, Adaptive)
+        both = self.stopping.kind == "rebirth" and self.planning.kind == "adaptive"
         allowed = "fixed, where stopping is rebirth: a softer schedule gives fewer images"
         require(not both, "planning", self.planning.kind, allowed)
         for key in ("statistics", "batchnorm"):
@@ -123,12 +135,13 @@ class InversionConfig:
         """The same with another number of iterations, and stops moved in proportion."""
         return replace(self, iterations=iterations, schedule=self.schedule.scaled(iterations / self.iterations))
 
+    def images_per_target(self, patches: int) -> int:
+        """Finished images of one target, for a teacher of that many patches."""
+        return self.stopping.images([patches, *(count for _, count in self.schedule.kept_counts(patches))])
+
     @property
     def summary(self) -> str:
         """The method in words, for logs and reports."""
-        parts = [f"{self.selection} selection", self.parametrisation.kind, f"stops '{self.schedule}'"]
-        parts += ["rebirth"] * isinstance(self.stopping, Rebirth)
-        parts += ["adaptive schedule"] * isinstance(self.planning, Adaptive)
-        if isinstance(self.leaving, Converged):
-            parts.append(f"early stop after {self.leaving.patience} iterations")
-        return ", ".join(parts)
+        rules = (self.stopping, self.planning, self.leaving)
+        words = [rule.summary for rule in rules if rule.summary]
+        return ", ".join([f"{self.selection} selection", self.parametrisation.kind, f"stops '{self.schedule}'", *words])

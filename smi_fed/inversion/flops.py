@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.loop import parametrise, start, step, stop_patches
+from smi_fed.inversion.loop import start, step, stop_patches
 from smi_fed.inversion.losses import FeatureStatistics, neighbours
+from smi_fed.inversion.problem import pose
 from smi_fed.inversion.schedule import StopSchedule
-from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import adapt, frozen
 
 
@@ -73,11 +73,8 @@ def stage_flops(
 
     Counted by `torch.utils.flop_counter`, where a multiply-add counts two.
     """
-    teacher = adapt(model, config.patch_size)
-    known = statistics.to(teacher.mean) if statistics is not None and config.statistics > 0 else None
-    problem = Problem(teacher, parametrise(teacher, config), config, 0, known)
-    device = teacher.mean.device
-    ids, targets = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
+    problem = pose(model, config, statistics=statistics)
+    ids, targets = (torch.zeros(1, dtype=torch.long, device=problem.teacher.mean.device) for _ in range(2))
     stages = []
     with frozen(model):
         state = start(problem, ids, targets)
@@ -87,7 +84,7 @@ def stage_flops(
             with FlopCounterMode(display=False) as at_stop:
                 if count < state.kept.shape[1]:
                     stop_patches(problem, state, count)
-            touching = neighbours(state.kept, teacher.grid)
+            touching = neighbours(state.kept, problem.teacher.grid)
             with FlopCounterMode(display=False) as at_iteration:
                 step(problem, state, touching)
             stages.append(StageFlops(begin, end, count, at_iteration.get_total_flops(), at_stop.get_total_flops()))

@@ -8,25 +8,22 @@ is per image and over kept patches, jitter is patch-exact once patches have stop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from smi_fed.inversion import early_stop, losses, rebirth
+from smi_fed.inversion import losses
 from smi_fed.inversion.acceleration import uncompiled
 from smi_fed.inversion.augment import clean_view, random_view
 from smi_fed.inversion.batch_norm import batch_norm_prior
-from smi_fed.inversion.choices import PyramidConfig, Rebirth
-from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import Neighbours
-from smi_fed.inversion.optimiser import Moments, adam_step
-from smi_fed.inversion.parametrisation import FreePixels, Parameters, Parametrisation, Pyramid
-from smi_fed.inversion.selections import SELECTIONS, Look, best
-from smi_fed.inversion.state import Problem, State
-from smi_fed.inversion.teacher import Teacher, View
+from smi_fed.inversion.optimiser import adam_step
+from smi_fed.inversion.problem import Problem
+from smi_fed.inversion.selections import SELECTIONS, Candidates
+from smi_fed.inversion.state import State, Tensors
+from smi_fed.inversion.teacher import View
 from smi_fed.sparse_images import SparseImages
 from smi_fed.tokens import put, take, to_images
 
@@ -41,23 +38,23 @@ def start(problem: Problem, ids: Tensor, targets: Tensor) -> State:
     problem.parametrisation.project(parameters)
     kept = torch.arange(patches, device=ids.device).repeat(len(ids), 1)
     canvas = problem.parametrisation.patches(parameters, kept).clone()
-    return State(
+    state = State(
         ids=ids,
         targets=targets,
         age=torch.zeros_like(ids),
-        parameters=parameters,
-        moments=Moments.zeros(parameters),
         kept=kept,
         canvas=canvas,
         stopped_at=torch.full_like(kept, -1),
-        level=canvas.new_full((len(ids),), math.nan),
-        lowest=canvas.new_full((len(ids),), math.inf),
-        lowest_at=torch.zeros_like(ids),
-        snapshots=canvas.new_empty(len(ids), 0, *canvas.shape[1:]),
+        parameters=parameters,
+        first={name: torch.zeros_like(each) for name, each in parameters.items()},
+        second={name: torch.zeros_like(each) for name, each in parameters.items()},
     )
+    problem.config.stopping.start(state)
+    problem.config.leaving.start(state)
+    return state
 
 
-def _warm_up(problem: Problem, warm: SparseImages, ids: Tensor, parameters: Parameters) -> None:
+def _warm_up(problem: Problem, warm: SparseImages, ids: Tensor, parameters: Tensors) -> None:
     """Put the images that `warm` has for some of `ids` in place of their noise."""
     places = {int(each): row for row, each in enumerate(warm.ids)}
     pairs = [(place, places[each]) for place, each in enumerate(ids.tolist()) if each in places]
@@ -71,43 +68,42 @@ def _warm_up(problem: Problem, warm: SparseImages, ids: Tensor, parameters: Para
 def run(problem: Problem, state: State) -> Iterator[tuple[int, Tensor]]:
     """Iterate `state`, in place; yields (age of its youngest image, mean loss) after each iteration.
 
-    To the end; with early stop only until others may join, right after the last patches have
-    stopped, and from then on until so many images are done that others should.
+    To the end; where others take the places of images that are done, only until these may
+    join, right after the last stop, and from then on until so many are done that they should.
     """
-    config, leaving = problem.config, early_stop.rule(problem)
+    config = problem.config
     stops = dict(config.schedule.kept_counts(state.canvas.shape[1]))
     touching = losses.neighbours(state.kept, problem.teacher.grid)
     first, oldest = (int(age) for age in state.age.aminmax())
     for iteration in range(first, first + config.iterations - oldest):
         if stops.get(iteration, state.kept.shape[1]) < state.kept.shape[1]:
             stop_patches(problem, state, stops[iteration])
-            if leaving and problem.is_open(state):
+            if config.leaving.refills and problem.in_last_stage(state):
                 return
             touching = losses.neighbours(state.kept, problem.teacher.grid)
-        elif leaving and early_stop.worth_clearing(problem, state, iteration):
+        elif problem.in_last_stage(state) and config.leaving.makes_room(state, iteration):
             return
         yield iteration + 1, step(problem, state, touching)
 
 
 def stop_patches(problem: Problem, state: State, count: int) -> None:
-    """Only the `count` best patches of each image go on; the others keep their pixels (section 3.2)."""
+    """Only `count` patches of each image go on, the best by default; the others keep their pixels (section 3.2)."""
+    rule = problem.config.stopping
     with torch.no_grad():
         patches = problem.parametrisation.patches(state.parameters, state.kept)
         state.canvas = put(state.canvas, state.kept, patches)
-    reborn = isinstance(problem.config.stopping, Rebirth)
-    choose = rebirth.last if reborn else best
-    remaining = choose(scores(problem, state, patches), count)  # may run out of memory, so before any change
-    if reborn:
-        state.snapshots = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
+    remaining = rule.going_on(scores(problem, state, patches), count)  # may run out of memory, so before any change
+    rule.emit(state, whole(problem, state))
     going_on = take(state.kept, remaining)
     stopped = torch.ones_like(state.canvas[:, :, 0, 0, 0], dtype=torch.bool).scatter(1, going_on, value=False)
     newly = stopped & (state.stopped_at < 0)
     state.stopped_at = state.age[:, None].expand_as(newly).where(newly, state.stopped_at)
     drop = problem.parametrisation.drop
-    state.parameters = drop(state.parameters, remaining)
-    state.moments = Moments(drop(state.moments.first, remaining), drop(state.moments.second, remaining))
+    state.parameters, state.first, state.second = (
+        drop(each, remaining) for each in (state.parameters, state.first, state.second)
+    )
     state.kept = going_on
-    early_stop.forget(state)
+    problem.config.leaving.start(state)
 
 
 def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
@@ -123,9 +119,9 @@ def scores(problem: Problem, state: State, patches: Tensor) -> Tensor:
         return gradient.abs().sum((2, 3, 4))
 
     view = clean_view(patches, state.kept, state.canvas, problem.teacher)
-    look = Look(problem.teacher, view, state.targets, problem.key, state.ids, state.age, pull)
+    candidates = Candidates(problem.teacher, view, state.targets, problem.key, state.ids, state.age, pull)
     with problem.autocast(), uncompiled(problem.config):
-        return SELECTIONS[problem.config.selection](look)
+        return SELECTIONS[problem.config.selection](candidates)
 
 
 def scores_by(problem: Problem, state: State, selection: str) -> Tensor:
@@ -153,14 +149,13 @@ def step(problem: Problem, state: State, touching: Neighbours) -> Tensor:
         for parameter in state.parameters.values():
             assert parameter.grad is not None
             parameter.grad /= problem.loss_scale
-    still = early_stop.done(problem, state) if early_stop.rule(problem) else None
-    adam_step(state.parameters, state.moments, state.age, problem.config, still)
+    still = problem.done(state)
+    adam_step(state, problem.config, still)
     for parameter in state.parameters.values():
         parameter.grad = None
     problem.parametrisation.project(state.parameters)
     state.age += 1
-    if still is not None:
-        early_stop.note(problem, state, loss.detach(), still)
+    problem.config.leaving.note(state, loss.detach(), still)
     return loss.detach().mean()
 
 
@@ -209,12 +204,12 @@ def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
         DivergedError: they are not finite.
     """
     teacher = problem.teacher
-    canvas = torch.cat([state.snapshots, whole(problem, state)[:, None]], dim=1)
+    canvas, stopped_at = problem.config.stopping.finished(state, whole(problem, state))
     images = canvas.shape[1]  # of each trajectory
     pixels = (to_images(canvas.flatten(0, 1), teacher.grid) * teacher.std + teacher.mean).clamp(0, 1).float()
     if not bool(pixels.isfinite().all()):
         raise DivergedError("inversion diverged: the images are not finite, since the model's gradients overflow")
-    stopped_at = rebirth.stops_of_images(state.stopped_at, images).view(-1, *teacher.grid).cpu()
+    stopped_at = stopped_at.reshape(-1, *teacher.grid).cpu()
     ids = state.ids.repeat_interleave(images).cpu()
     return SparseImages(
         images=pixels.cpu(),
@@ -225,10 +220,3 @@ def finish(problem: Problem, state: State, teacher_id: int = 0) -> SparseImages:
         teachers=torch.full_like(ids, teacher_id),
         stopped_at=stopped_at,
     )
-
-
-def parametrise(teacher: Teacher, config: InversionConfig) -> Parametrisation:
-    """The parametrisation that `config` names."""
-    if isinstance(config.parametrisation, PyramidConfig):
-        return Pyramid(teacher, config.parametrisation.levels, config.parametrisation.start_scale)
-    return FreePixels(teacher)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi_fed.inversion.loop import objective, start
 from smi_fed.inversion.losses import neighbours
-from smi_fed.inversion.state import Problem
+from smi_fed.inversion.problem import Problem
 
 SHARE = 0.8
 """Of the free memory that `auto` plans with; halving a batch that does not fit costs more than a smaller batch."""

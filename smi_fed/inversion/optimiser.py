@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.parametrisation import Parameters
+from smi_fed.inversion.state import State
 
 EPSILON = 1e-8
-
-
-@dataclass
-class Moments:
-    """Adam's first and second moments, shaped like the parameters."""
-
-    first: Parameters
-    second: Parameters
-
-    @classmethod
-    def zeros(cls, parameters: Parameters) -> Moments:
-        """Moments before the first step."""
-        return cls(*({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2)))
 
 
 def learning_rate(config: InversionConfig, age: Tensor) -> Tensor:
@@ -36,22 +22,18 @@ def learning_rate(config: InversionConfig, age: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def adam_step(
-    parameters: Parameters, moments: Moments, age: Tensor, config: InversionConfig, still: Tensor | None = None
-) -> None:
-    """One step in place from `.grad` (Kingma and Ba, 2015, algorithm 1).
+def adam_step(state: State, config: InversionConfig, still: Tensor) -> None:
+    """One step in place from the parameters' `.grad` (Kingma and Ba, 2015, algorithm 1).
 
     `torch.optim.Adam` counts steps per tensor; here each image counts its own, so that
     images of different age share a batch; those that are `still` (b,) do not move.
     """
     beta1, beta2 = config.betas
-    steps = (age + 1).double()  # a float to the power of an int64 tensor would be float32
-    scale = learning_rate(config, age) / (1 - beta1**steps)
-    if still is not None:
-        scale = scale * ~still
+    steps = (state.age + 1).double()  # a float to the power of an int64 tensor would be float32
+    scale = learning_rate(config, state.age) / (1 - beta1**steps) * ~still
     correction = (1 - beta2**steps).sqrt()
-    for name, parameter in parameters.items():
-        gradient, first, second = parameter.grad, moments.first[name], moments.second[name]
+    for name, parameter in state.parameters.items():
+        gradient, first, second = parameter.grad, state.first[name], state.second[name]
         assert gradient is not None
         per_image = (-1,) + (1,) * (parameter.ndim - 1)
         first.lerp_(gradient, 1 - beta1)

@@ -8,34 +8,44 @@ images sees no holes; what the schedule calls the ratio is the share that detach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import field
+from typing import ClassVar, Literal
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from smi_fed.inversion.choices import Rebirth
-from smi_fed.inversion.config import InversionConfig
+from smi_fed.checks import checked
 from smi_fed.inversion.selections import best
-from smi_fed.inversion.teacher import adapt
+from smi_fed.inversion.state import State
 
 
-def last(scores: Tensor, count: int) -> Tensor:
-    """Indices (b, count) of the lowest scores (b, k), ascending: those that go on."""
-    return best(-scores, count)
+@checked
+class Rebirth:
+    """At a stop the best patches detach as a finished image and the others go on (PRI).
 
-
-def images_per_trajectory(config: InversionConfig, patches: int) -> int:
-    """Finished images of one target: one for each stop that lets patches go, and the last; 1 without rebirth."""
-    counts = {patches} | {count for _, count in config.schedule.kept_counts(patches)}
-    return len(counts) if isinstance(config.stopping, Rebirth) else 1
-
-
-def trajectories(model: nn.Module, config: InversionConfig, images: int) -> int:
-    """How many targets give at least `images` finished images of `model`, at least 1 of each.
-
-    Raises:
-        ValueError: the model or its patch size cannot be, see `adapt`.
+    A target gives one image more than there are stops. It remembers of each target `images`
+    (b, s, n, c, ph, pw), those that are finished.
     """
-    rows, columns = adapt(model, config.patch_size).grid
-    return -(-images // images_per_trajectory(config, rows * columns))
+
+    kind: Literal["rebirth"] = field(default="rebirth", kw_only=True)
+    summary: ClassVar[str] = "rebirth"
+
+    def images(self, counts: Sequence[int]) -> int:
+        return len(set(counts))
+
+    def start(self, state: State) -> None:
+        state.stopping = {"images": state.canvas[:, None][:, :0]}
+
+    def going_on(self, scores: Tensor, count: int) -> Tensor:
+        return best(-scores, count)
+
+    def emit(self, state: State, shown: Tensor) -> None:
+        state.stopping = {"images": torch.cat([state.stopping["images"], shown[:, None]], dim=1)}
+
+    def finished(self, state: State, shown: Tensor) -> tuple[Tensor, Tensor]:
+        images = torch.cat([state.stopping["images"], shown[:, None]], dim=1)
+        return images, stops_of_images(state.stopped_at, images.shape[1])
 
 
 def stops_of_images(stopped_at: Tensor, images: int) -> Tensor:

@@ -1,25 +1,18 @@
-"""What an inversion is about, and where a batch of it stands."""
+"""Where a batch stands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smi_fed.inversion.acceleration import uncompiled
-from smi_fed.inversion.batch_norm import Seen, input_statistics
-from smi_fed.inversion.config import InversionConfig
-from smi_fed.inversion.losses import FeatureStatistics
-from smi_fed.inversion.optimiser import Moments
-from smi_fed.inversion.parametrisation import Parameters, Parametrisation
-from smi_fed.inversion.teacher import Teacher
-from smi_fed.sparse_images import SparseImages
+Tensors = dict[str, Tensor]
+"""Named tensors with the images of the batch first."""
 
-FLOAT16_SCALE = 2.0**8
-"""Gradients in float16 lie between 6e-8, where an image that the teacher is sure of gets, and 65504."""
+GROUPS = ("parameters", "first", "second", "stopping", "leaving")
 
 
 @dataclass
@@ -28,23 +21,22 @@ class State:
 
     The images of a state keep the same number k of patches. Tensors, images first: ids (b,),
     targets (b,) or (b, classes), age (b,) in iterations, kept (b, k) ascending,
-    canvas (b, n, c, ph, pw) normalised pixels of stopped patches, stopped_at (b, n); for
-    early stop level and lowest (b,), a smoothed loss and its least value, and lowest_at (b,),
-    the age at that; for rebirth snapshots (b, s, n, c, ph, pw) of finished images.
+    canvas (b, n, c, ph, pw) normalised pixels of stopped patches, stopped_at (b, n). Groups
+    of tensors: the parameters, Adam's first and second moments of them, and what the rules of
+    stopping and leaving remember of each image.
     """
 
     ids: Tensor
     targets: Tensor
     age: Tensor
-    parameters: Parameters
-    moments: Moments
     kept: Tensor
     canvas: Tensor
     stopped_at: Tensor
-    level: Tensor
-    lowest: Tensor
-    lowest_at: Tensor
-    snapshots: Tensor
+    parameters: Tensors
+    first: Tensors
+    second: Tensors
+    stopping: Tensors = field(default_factory=dict)
+    leaving: Tensors = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> State:
         """The state with `change` made to every tensor, such as some of the rows or another device."""
@@ -56,11 +48,10 @@ class State:
         named = [part.tensors() for part in parts]
         return cls.from_tensors({name: torch.cat([each[name] for each in named]) for name in named[0]})
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Tensors:
         """All tensors by name, for a file; undone by `from_tensors`."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("parameters", "moments")}
-        groups = {"parameters": self.parameters, "first": self.moments.first, "second": self.moments.second}
-        return named | {f"{group}.{name}": t for group, own in groups.items() for name, t in own.items()}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in GROUPS}
+        return plain | {f"{group}.{name}": t for group in GROUPS for name, t in getattr(self, group).items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> State:
@@ -69,46 +60,7 @@ class State:
         Raises:
             KeyError: a tensor is missing.
         """
-
-        def group(prefix: str) -> Parameters:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        moments = Moments(group("first."), group("second."))
-        plain = {f.name: tensors[f.name] for f in fields(cls) if f.name not in ("parameters", "moments")}
-        return cls(parameters=group("parameters."), moments=moments, **plain)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is inverted and how: all that stays the same through the loop."""
-
-    teacher: Teacher
-    parametrisation: Parametrisation
-    config: InversionConfig
-    key: int
-    statistics: FeatureStatistics | None
-    warm: SparseImages | None = None
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Where the teacher computes: a float32 one in bfloat16 if the settings say so; pixels keep their dtype."""
-        if self.config.precision == "float32" or self.teacher.dtype != torch.float32:
-            return nullcontext()
-        return torch.autocast(self.teacher.mean.device.type, torch.bfloat16)
-
-    @property
-    def loss_scale(self) -> float:
-        """What the loss is multiplied by for a backward pass, and its gradients divided by; a power of two."""
-        return FLOAT16_SCALE if self.teacher.dtype == torch.float16 else 1.0
-
-    def is_open(self, state: State) -> bool:
-        """Whether no stop is to come in `state`: its images may leave, and others of its kind join."""
-        return state.kept.shape[1] == self.config.schedule.kept_counts(state.canvas.shape[1])[-1][1]
-
-    @contextmanager
-    def listening(self) -> Iterator[list[Seen]]:
-        """Where the BatchNorm layers tell what they are shown, if the settings have that prior."""
-        if not self.config.batchnorm:
-            yield []
-            return
-        with uncompiled(self.config), input_statistics(self.teacher.backbone) as seen:
-            yield seen
+        found: dict[str, Any] = {f.name: tensors[f.name] for f in fields(cls) if f.name not in GROUPS}
+        for group in GROUPS:
+            found[group] = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(f"{group}.")}
+        return cls(**found)

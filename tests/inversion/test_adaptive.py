@@ -2,31 +2,33 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smi_fed.inversion import InversionConfig, adaptive, invert, loop
-from smi_fed.inversion.adaptive import PROBES, Reading, adapted_schedule, read_attention, reading
-from smi_fed.inversion.loop import parametrise
-from smi_fed.inversion.state import Problem
-from smi_fed.inversion.teacher import adapt, frozen
-from tests.models import masked_model, small_vit
+from smi_fed.inversion import InversionConfig, StopSchedule, adaptive, invert, loop
+from smi_fed.inversion.adaptive import Reading, read_attention, reading
+from smi_fed.inversion.planning import PROBES
+from smi_fed.inversion.probe import probe
+from smi_fed.inversion.problem import pose
+from smi_fed.inversion.teacher import frozen
+from tests.models import masked_model
 from tests.same import assert_same
 
 CONFIG = InversionConfig.paper(iterations=12, schedule="4:0.5,8:0.5", jitter=0, flip=False, planning="adaptive")
 IMPORTANCE = "smi_fed.inversion.teacher.TokenTeacher.importance"
 
 
-def problem_of(model, config=CONFIG):
-    return Problem(adapt(model), parametrise(adapt(model), config), config, 7, None)
+def looks(model, config=CONFIG, key=7, **arguments):
+    return partial(probe, pose(model, config, key), **arguments)
 
 
-def adapted(model, config=CONFIG, **arguments):
+def adapted(model, config=CONFIG, patches=16, **arguments):
     with frozen(model):
-        return adapted_schedule(problem_of(model, config), **arguments)
+        return config.planning.plan(config.schedule, patches, looks(model, config, **arguments)).schedule
 
 
 def test_flat_attention_gives_dense(vit, monkeypatch):
@@ -77,7 +79,7 @@ def test_the_same_looks_are_perfectly_stable():
 
 def test_readings_come_one_for_each_stop(vit):
     with frozen(vit):
-        found = read_attention(problem_of(vit), [(4, 8), (8, 4)])
+        found = read_attention(looks(vit), [(4, 8), (8, 4)])
     assert [type(each) for each in found] == [Reading] * 2
     assert all(0 < each.spread <= 1 and 0 <= each.stability <= 1 for each in found)
 
@@ -92,9 +94,8 @@ def test_invert_uses_the_adapted_schedule(vit, kind, caplog):
     found = invert(model, targets, CONFIG, generator=torch.Generator().manual_seed(0),
                    progress=lambda now: spent.update(now.spent))  # fmt: skip
     key = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0)))
-    with frozen(model):
-        schedule = adapted_schedule(replace(problem_of(model), key=key), multi_label=kind == "multi-label")
     patches = found.mask[0].numel()
+    schedule = adapted(model, patches=patches, key=key, multi_label=kind == "multi-label")
     assert found.kept.shape[1] == schedule.kept_counts(patches)[-1][1]
     assert f"'{schedule}' of '4:0.5,8:0.5'" in caplog.text
     assert sum(spent.values()) == 5 * 12 + PROBES * 8
@@ -108,14 +109,9 @@ def test_invert_uses_the_adapted_schedule(vit, kind, caplog):
 )
 def test_never_steeper_than_planned(readings, schedule):
     """Whatever attention says, after every planned stop at least as many patches go on as planned."""
-    model = small_vit()
-    config = replace(CONFIG, schedule=schedule)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive, "read_attention", lambda *_, **__: [Reading(*each) for each in readings])
-        found = adaptive.adapted_schedule(problem_of(model, config)).kept_counts(16)
-    for (at, planned), (spread, _) in zip(
-        [pair for pair in config.schedule.kept_counts(16) if pair[1] < 16], readings, strict=False
-    ):
+    stops = [pair for pair in StopSchedule.parse(schedule).kept_counts(16) if pair[1] < 16]
+    found = adaptive.adapted(stops, [Reading(*each) for each in readings], 16).kept_counts(16)
+    for (at, planned), (spread, _) in zip(stops, readings, strict=True):
         kept = min(count for iteration, count in found if iteration <= at)
         assert kept >= planned
         assert kept >= min(spread, *(each[0] for each in readings)) * 16 - 1e-6
@@ -123,7 +119,7 @@ def test_never_steeper_than_planned(readings, schedule):
 
 def test_a_stop_before_anything_moved_is_not_trusted(vit):
     with frozen(vit):
-        (found,) = read_attention(problem_of(vit), [(0, 8)])
+        (found,) = read_attention(looks(vit), [(0, 8)])
     assert found.stability == 0
 
 
@@ -131,7 +127,7 @@ def test_a_stop_before_anything_moved_is_not_trusted(vit):
 def test_the_probe_takes_what_fits(vit, monkeypatch, fitting):
     model = vit.double()
     with frozen(model):
-        whole = read_attention(problem_of(model), [(4, 8)])
+        whole = read_attention(looks(model), [(4, 8)])
     objective = loop.objective
 
     def scarce(problem, state, touching):
@@ -141,7 +137,7 @@ def test_the_probe_takes_what_fits(vit, monkeypatch, fitting):
 
     monkeypatch.setattr(loop, "objective", scarce)
     with frozen(model):
-        found = read_attention(problem_of(model), [(4, 8)])
+        found = read_attention(looks(model), [(4, 8)])
     assert found[0].spread == pytest.approx(whole[0].spread)
     assert found[0].stability == pytest.approx(whole[0].stability)
 

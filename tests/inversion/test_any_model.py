@@ -10,8 +10,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from smi_fed.checks import SettingError
 from smi_fed.inversion import InversionConfig, feature_statistics, invert
-from smi_fed.inversion.loop import parametrise, run, start
-from smi_fed.inversion.state import Problem
+from smi_fed.inversion.loop import run, start
+from smi_fed.inversion.problem import pose
 from smi_fed.inversion.teacher import TokenTeacher, View, adapt, frozen
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.tokens import take, to_patches
@@ -92,8 +92,8 @@ def test_all_patches_are_the_untouched_model(model):
 
 
 def test_stopped_patches_stay_and_get_no_gradient(model):
-    teacher = adapt(model)
-    problem = Problem(teacher, parametrise(teacher, SPARSE), SPARSE, 5, None)
+    problem = pose(model, SPARSE, 5)
+    teacher = problem.teacher
     seen = {}
     with frozen(model):
         state = start(problem, torch.arange(2), TARGETS)

@@ -10,8 +10,9 @@ from torch.autograd import gradcheck
 
 from smi_fed.inversion import InversionConfig, invert
 from smi_fed.inversion.batch_norm import batch_norm_prior, batch_norms, input_statistics
-from smi_fed.inversion.loop import Problem, objective, parametrise, start
+from smi_fed.inversion.loop import objective, start
 from smi_fed.inversion.losses import neighbours
+from smi_fed.inversion.problem import pose
 from smi_fed.inversion.teacher import adapt, frozen
 from smi_fed.models import ModelSpec, build_model
 from tests.models import masked_model, randomised
@@ -130,7 +131,7 @@ def test_the_loop_adds_the_weighted_prior_of_whole_images(resnet, precision, sch
     teacher = adapt(resnet)
     losses = []
     for weight in (0.0, 0.5):
-        problem = Problem(teacher, parametrise(teacher, config), replace(config, batchnorm=weight), 7, None)
+        problem = pose(resnet, replace(config, batchnorm=weight), 7)
         with frozen(resnet):
             state = start(problem, torch.arange(4), TARGETS)
             if schedule:

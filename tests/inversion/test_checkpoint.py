@@ -8,7 +8,8 @@ import torch
 
 from smi_fed.files import FileFormatError, load_tensors, save_tensors
 from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert
-from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint, Work
+from smi_fed.inversion.batch_queue import BatchQueue
+from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint
 from smi_fed.sparse_images import SparseImages
 from tests.models import masked_model, small_vit
 from tests.same import assert_same
@@ -156,7 +157,7 @@ def test_writing_waits_for_the_interval_and_for_its_own_cost(tmp_path, monkeypat
     checkpoint = Checkpoint(tmp_path, {}, interval=10)
     written = []
     monkeypatch.setattr(checkpoint, "save", written.append)
-    first, second = (Work(size, PIXELS.schedule) for size in (1, 2))
+    first, second = (BatchQueue(size, PIXELS.schedule) for size in (1, 2))
     for _ in range(2):
         checkpoint.save_if_due(first)
     assert written == [first]

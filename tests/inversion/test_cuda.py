@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from smi_fed.inversion import InversionConfig, invert
-from smi_fed.inversion.loop import parametrise, run, start
+from smi_fed.inversion.loop import run, start
 from smi_fed.inversion.memory import bytes_per_image, fitting_batch
-from smi_fed.inversion.state import Problem
-from smi_fed.inversion.teacher import adapt, frozen
+from smi_fed.inversion.problem import pose
+from smi_fed.inversion.teacher import frozen
 
 pytestmark = pytest.mark.cuda
 
@@ -20,8 +20,7 @@ TARGETS = torch.tensor([0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_loop_never_waits_for_the_device(vit, precision):
     config = replace(CONFIG, precision=precision)
-    teacher = adapt(vit.cuda())
-    problem = Problem(teacher, parametrise(teacher, config), config, 5, None)
+    problem = pose(vit.cuda(), config, 5)
     with frozen(vit):
         state = start(problem, torch.arange(4, device="cuda"), TARGETS.cuda())
         steps = run(problem, state)
@@ -49,8 +48,7 @@ def test_a_checkpoint_goes_on_to_the_same_images(vit, tmp_path):
 
 
 def test_the_chosen_batch_fits_in_free_memory(vit):
-    teacher = adapt(vit.cuda())
-    problem = Problem(teacher, parametrise(teacher, CONFIG), CONFIG, 5, None)
+    problem = pose(vit.cuda(), CONFIG, 5)
     with frozen(vit):
         one = bytes_per_image(problem, TARGETS[:1].cuda())
         assert 0 < one * fitting_batch(problem, TARGETS.cuda()) < torch.cuda.mem_get_info()[0]

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from smi_fed.inversion import Converged, InversionConfig, PyramidConfig, feature_statistics, invert
-from smi_fed.inversion.loop import DivergedError, parametrise, start, step
+from smi_fed.inversion.loop import DivergedError, start, step
 from smi_fed.inversion.losses import neighbours
-from smi_fed.inversion.state import Problem
+from smi_fed.inversion.problem import pose
 from smi_fed.inversion.teacher import View, adapt, frozen
 from smi_fed.sparse_images import SparseImages
 from tests.models import masked_model, small_vit, token_model
@@ -86,11 +86,10 @@ def test_the_images_are_what_was_asked_for(dtype):
 def test_pixels_and_moments_are_float32_at_least(dtype, kind):
     model = small_vit().to(dtype)
     config = replace(SPARSE, parametrisation=kind)
-    teacher = adapt(model)
-    problem = Problem(teacher, parametrise(teacher, config), config, 3, None)
+    problem = pose(model, config, 3)
     with frozen(model):
         state = start(problem, torch.arange(5), TARGETS)
-        step(problem, state, neighbours(state.kept, teacher.grid))
+        step(problem, state, neighbours(state.kept, problem.teacher.grid))
     wide = torch.promote_types(dtype, torch.float32)
     assert {tensor.dtype for tensor in state.tensors().values() if tensor.is_floating_point()} == {wide}
 
@@ -170,11 +169,11 @@ def first_moments(model, images, config):
         patch_size=teacher.patch_size, ids=torch.arange(count), teachers=torch.zeros(count, dtype=torch.long),
         stopped_at=torch.full((count, rows, columns), -1),
     )  # fmt: skip
-    problem = Problem(teacher, parametrise(teacher, config), config, 3, None, warm)
+    problem = pose(model, config, 3, warm=warm)
     with frozen(model):
         state = start(problem, torch.arange(count), TARGETS[:count])
         step(problem, state, neighbours(state.kept, teacher.grid))
-    return state.moments.first["pixels"].flatten(1)
+    return state.first["pixels"].flatten(1)
 
 
 def test_float16_knows_the_gradients_of_images_that_it_is_sure_of():

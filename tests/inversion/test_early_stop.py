@@ -6,11 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from smi_fed.inversion import Converged, InversionConfig, PyramidConfig, engine, feature_statistics, invert, loop
-from smi_fed.inversion.early_stop import done, note
-from smi_fed.inversion.loop import parametrise, start
-from smi_fed.inversion.state import Problem
-from smi_fed.inversion.teacher import adapt
+from smi_fed.inversion import Converged, InversionConfig, PyramidConfig, batch_queue, feature_statistics, invert, loop
+from smi_fed.inversion.loop import start
+from smi_fed.inversion.problem import pose
 from tests.same import assert_same
 
 TARGETS = torch.arange(11) % 5
@@ -75,22 +73,22 @@ def test_it_is_the_plain_inversion_cut_off_at_convergence(vit):
 def test_the_batch_stays_full_while_images_wait(vit, config, monkeypatch):
     """Past the stops never fewer than three of four places are taken before the last image was begun."""
     steps, begun = [], []
-    step, begin = loop.step, engine._begin
+    step, begin = loop.step, batch_queue._begin
 
     def count(problem, state, touching):
-        steps.append((len(state.ids), problem.is_open(state)))
+        steps.append((len(state.ids), problem.in_last_stage(state)))
         return step(problem, state, touching)
 
-    def note(problem, work, targets):
-        begin(problem, work, targets)
-        begun.append((len(steps), work.following))
+    def note(problem, queue, targets):
+        begin(problem, queue, targets)
+        begun.append((len(steps), queue.following))
 
     monkeypatch.setattr(loop, "step", count)
-    monkeypatch.setattr(engine, "_begin", note)
+    monkeypatch.setattr(batch_queue, "_begin", note)
     followed(vit, config)
     last = next(place for place, following in begun if following == len(TARGETS))
     assert len(begun) > 2
-    assert all(size >= 3 for size, is_open in steps[:last] if is_open)
+    assert all(size >= 3 for size, last_stage in steps[:last] if last_stage)
     assert last > 20
 
 
@@ -152,10 +150,10 @@ def test_memory_that_runs_out_changes_no_image(vit, monkeypatch):
 
 def test_a_converged_image_stays_so(vit):
     config = replace(DENSE, leaving=Converged(3, 0.02))
-    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, None)
+    problem = pose(vit, config, 0)
     state = start(problem, torch.arange(2), TARGETS[:2])
     for loss in ([1.0, 1.0], [1.0, 0.1], [1.0, 0.1], [1.0, 0.1], [0.0, 0.1]):
-        still = done(problem, state)
+        still = problem.done(state)
         state.age += 1
-        note(problem, state, torch.tensor(loss), still)
-    assert done(problem, state).tolist() == [True, False]
+        config.leaving.note(state, torch.tensor(loss), still)
+    assert problem.done(state).tolist() == [True, False]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smi_fed.inversion import InversionConfig, PyramidConfig, SparseImages, feature_statistics, invert, losses
-from smi_fed.inversion.loop import finish, parametrise, run, start
-from smi_fed.inversion.state import Problem
+from smi_fed.inversion.loop import finish, run, start
+from smi_fed.inversion.problem import pose
 from smi_fed.inversion.teacher import adapt, frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 
@@ -30,7 +30,7 @@ def confidence(model, images):
 
 def states(model, config, targets=TARGETS):
     """The batch after each iteration."""
-    problem = Problem(adapt(model), parametrise(adapt(model), config), config, 5, None)
+    problem = pose(model, config, 5)
     state = start(problem, torch.arange(len(targets)), targets)
     for _ in run(problem, state):
         yield problem, state
@@ -260,7 +260,7 @@ def test_cuda_draws_the_same_random_choices(vit):
 def test_a_warm_start_goes_on_from_images(vit, config):
     config = replace(config, iterations=20)
     first = invert(vit, TARGETS, config, generator=seeded())
-    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 5, None, first.select(torch.tensor([2, 0])))
+    problem = pose(vit, config, 5, warm=first.select(torch.tensor([2, 0])))
     state = start(problem, torch.arange(4), TARGETS)
     shown = finish(problem, state).images
     cold = finish(replace(problem, warm=None), start(replace(problem, warm=None), torch.arange(4), TARGETS)).images

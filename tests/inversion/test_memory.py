@@ -8,11 +8,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert, memory
-from smi_fed.inversion.loop import parametrise, start, step
+from smi_fed.inversion.loop import start, step
 from smi_fed.inversion.losses import neighbours
 from smi_fed.inversion.memory import LARGEST, bytes_per_image, fitting_batch, free_bytes
-from smi_fed.inversion.state import Problem
-from smi_fed.inversion.teacher import adapt, frozen
+from smi_fed.inversion.problem import pose
+from smi_fed.inversion.teacher import frozen
 from tests.models import MASKED_MODELS, TOKEN_MODELS, masked_model, small_vit, token_model
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4])
@@ -30,8 +30,7 @@ def seeded(seed=0):
 
 
 def problem_of(model, config=SPARSE):
-    teacher = adapt(model)
-    return Problem(teacher, parametrise(teacher, config), config, 0, None)
+    return pose(model, config)
 
 
 def counted(model, target=TARGETS[:1], config=SPARSE):

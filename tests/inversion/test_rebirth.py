@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smi_fed.inversion import InversionConfig, PyramidConfig, invert, trajectories
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
-from smi_fed.inversion.rebirth import images_per_trajectory, last, stops_of_images
+from smi_fed.inversion.rebirth import stops_of_images
 from tests.models import masked_model
 from tests.same import assert_same
 
@@ -99,10 +99,10 @@ def test_memory_that_runs_out_at_a_stop_adds_no_image(vit, monkeypatch):
 
 
 def test_how_many_trajectories_give_enough_images(vit):
-    assert images_per_trajectory(REBIRTH, 16) == 3
-    assert images_per_trajectory(replace(REBIRTH, stopping="keep"), 16) == 1
-    assert images_per_trajectory(REBIRTH, 1) == 1  # one patch cannot be divided
-    assert images_per_trajectory(replace(REBIRTH, schedule="0:0.25,5:0.5"), 16) == 3
+    assert REBIRTH.images_per_target(16) == 3
+    assert replace(REBIRTH, stopping="keep").images_per_target(16) == 1
+    assert REBIRTH.images_per_target(1) == 1  # one patch cannot be divided
+    assert replace(REBIRTH, schedule="0:0.25,5:0.5").images_per_target(16) == 3
     assert [trajectories(vit, REBIRTH, images) for images in (1, 3, 4)] == [1, 1, 2]
 
 
@@ -125,5 +125,5 @@ def test_stops_of_images_against_a_loop(stages):
     assert rows[-1] == stopped
 
 
-def test_last_are_the_lowest_in_order():
-    assert last(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), 2).tolist() == [[1, 3]]
+def test_the_lowest_go_on_in_order():
+    assert REBIRTH.stopping.going_on(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), 2).tolist() == [[1, 3]]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from smi_fed.inversion import InversionConfig, PyramidConfig, feature_statistics, invert, losses
 from smi_fed.inversion.flops import trajectory_flops
-from smi_fed.inversion.loop import parametrise, scores, start
-from smi_fed.inversion.selections import SELECTIONS, Look, best
+from smi_fed.inversion.loop import scores, start
+from smi_fed.inversion.problem import pose
+from smi_fed.inversion.selections import SELECTIONS, Candidates, best
 from smi_fed.inversion.selections.stratified import rank_in_region, regions, share
-from smi_fed.inversion.state import Problem
 from smi_fed.inversion.teacher import View, adapt, frozen
 from smi_fed.tokens import to_images, to_patches
 from tests.models import masked_model, token_model
@@ -25,20 +25,20 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def look(importance, grid=(4, 4), ids=None, key=3):
-    """A look at a teacher whose importance is given, (b, n)."""
+def candidates(importance, grid=(4, 4), ids=None, key=3):
+    """The patches of a teacher whose importance is given, (b, n)."""
 
-    class Told:
+    class Stub:
         def importance(self, view, targets):
             return importance
 
-    told = Told()
-    told.grid = grid
+    teacher = Stub()
+    teacher.grid = grid
     b, n = importance.shape
     positions = torch.arange(n).expand(b, -1)
     ids = torch.arange(b) if ids is None else ids
     view = View(torch.zeros(b, n, 1, 1, 1), positions)
-    return Look(told, view, torch.zeros(b), key, ids, torch.full((b,), 2), lambda: importance)
+    return Candidates(teacher, view, torch.zeros(b), key, ids, torch.full((b,), 2), lambda: importance)
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
@@ -55,14 +55,14 @@ def test_every_selection_on_every_kind_of_model(name, kind):
 
 def test_proportional_draws_as_often_as_attention_says():
     weights = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
-    rows = look(weights.expand(20_000, -1), grid=(2, 2))
+    rows = candidates(weights.expand(20_000, -1), grid=(2, 2))
     first = SELECTIONS["proportional"](rows).argmax(1)
     shares = first.bincount(minlength=4) / len(first)
     torch.testing.assert_close(shares, weights[0] / 12, atol=0.015, rtol=0)
 
 
 def test_proportional_never_takes_what_is_not_attended_to():
-    rows = look(torch.tensor([[0.0, 1.0, 1.0, 0.0]]).expand(500, -1), grid=(2, 2))
+    rows = candidates(torch.tensor([[0.0, 1.0, 1.0, 0.0]]).expand(500, -1), grid=(2, 2))
     kept = best(SELECTIONS["proportional"](rows), 2)
     assert bool((kept == torch.tensor([1, 2])).all())
 
@@ -70,7 +70,7 @@ def test_proportional_never_takes_what_is_not_attended_to():
 def test_tempered_prefers_by_place_and_differs_from_image_to_image():
     """Weights of any size: only their order counts. 4 patches, places 0, 1/4, 1/2, 3/4."""
     for weights in ([1.0, 2.0, 3.0, 4.0], [0.1, 0.1001, 5.0, 900.0]):
-        kept = best(SELECTIONS["tempered"](look(torch.tensor([weights]).expand(20_000, -1), grid=(2, 2))), 1)
+        kept = best(SELECTIONS["tempered"](candidates(torch.tensor([weights]).expand(20_000, -1), grid=(2, 2))), 1)
         shares = kept.flatten().bincount(minlength=4) / len(kept)
         draws = torch.rand(200_000, 4, generator=seeded()) + torch.arange(4) / 4
         expected = draws.argmax(1).bincount(minlength=4) / len(draws)
@@ -80,7 +80,7 @@ def test_tempered_prefers_by_place_and_differs_from_image_to_image():
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_stratified_spreads_over_regions(rows, columns, seed):
     importance = torch.rand(1, rows * columns, generator=seeded(seed))
-    scores = SELECTIONS["stratified"](look(importance, (rows, columns)))
+    scores = SELECTIONS["stratified"](candidates(importance, (rows, columns)))
     region = regions(torch.arange(rows * columns)[None], (rows, columns))[0]
     for count in range(1, rows * columns + 1):
         kept = best(scores, count)[0]
@@ -115,7 +115,9 @@ def test_gradient_is_the_targets_own(vit):
     patches = torch.rand(2, 16, 3, 4, 4)
     positions = torch.arange(16).expand(2, -1)
     view, targets = View(patches, positions), torch.tensor([1, 3])
-    said = SELECTIONS["gradient"](Look(teacher, view, targets, 0, torch.arange(2), torch.zeros(2), lambda: patches))
+    said = SELECTIONS["gradient"](
+        Candidates(teacher, view, targets, 0, torch.arange(2), torch.zeros(2), lambda: patches)
+    )
     images = to_images(patches, (4, 4)).requires_grad_()
     vit.backbone(images).gather(1, targets[:, None]).sum().backward()
     torch.testing.assert_close(said, to_patches(images.grad, (4, 4)).abs().sum((2, 3, 4)))
@@ -125,7 +127,7 @@ def test_unsettled_keeps_what_the_objective_pulls_at(vit):
     """The pull is the gradient of the whole objective in the patches' pixels, priors included."""
     config = replace(SPARSE, parametrisation=PyramidConfig((2, 4)), statistics=2.0, selection="unsettled")
     known = feature_statistics(vit, [torch.rand(8, 3, 16, 16)])
-    problem = Problem(adapt(vit), parametrise(adapt(vit), config), config, 0, known)
+    problem = pose(vit, config, 0, known)
     state = start(problem, torch.arange(3), torch.tensor([0, 1, 2]))
     with frozen(vit):
         patches = problem.parametrisation.patches(state.parameters, state.kept)

@@ -1,8 +1,8 @@
 """Which patches go on when others stop: one file for each way to choose."""
 
 from smi_fed.inversion.selections.attention import attention
+from smi_fed.inversion.selections.candidates import Candidates, Selection, best
 from smi_fed.inversion.selections.gradient import gradient
-from smi_fed.inversion.selections.look import Look, Selection, best
 from smi_fed.inversion.selections.proportional import proportional
 from smi_fed.inversion.selections.random import random
 from smi_fed.inversion.selections.stratified import stratified
@@ -19,4 +19,4 @@ SELECTIONS: dict[str, Selection] = {
     "tempered": tempered,
 }
 
-__all__ = ["SELECTIONS", "Look", "Selection", "best"]
+__all__ = ["SELECTIONS", "Candidates", "Selection", "best"]

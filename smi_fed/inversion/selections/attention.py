@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from smi_fed.inversion.selections.look import Look
+from smi_fed.inversion.selections.candidates import Candidates
 
 
-def attention(look: Look) -> Tensor:
+def attention(candidates: Candidates) -> Tensor:
     """The teacher's own importance (b, k); for [CLS] pooling the paper's criterion."""
-    return look.teacher.importance(look.view, look.targets)
+    return candidates.teacher.importance(candidates.view, candidates.targets)

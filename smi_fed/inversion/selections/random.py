@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from smi_fed.inversion.selections.look import Look
+from smi_fed.inversion.selections.candidates import Candidates
 
 
-def random(look: Look) -> Tensor:
+def random(candidates: Candidates) -> Tensor:
     """Uniformly at random (b, k). Costs no teacher pass."""
-    return look.uniform()
+    return candidates.uniform()

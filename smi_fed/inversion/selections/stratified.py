@@ -2,20 +2,20 @@
 
 from torch import Tensor
 
-from smi_fed.inversion.selections.look import Look
+from smi_fed.inversion.selections.candidates import Candidates
 
 SIDE = 2
 """Patches along the side of a region."""
 
 
-def stratified(look: Look) -> Tensor:
+def stratified(candidates: Candidates) -> Tensor:
     """Scores (b, k): first the most important patch of every region, then each one's second, and so on.
 
     Regions of 2 x 2 patches. Among patches of equal rank in their regions the more important
     goes on, so any number of patches is spread over the image as evenly as it can be.
     """
-    importance = look.teacher.importance(look.view, look.targets)
-    return -rank_in_region(importance, regions(look.view.positions, look.teacher.grid)) + share(importance)
+    importance = candidates.teacher.importance(candidates.view, candidates.targets)
+    return -rank_in_region(importance, regions(candidates.view.positions, candidates.teacher.grid)) + share(importance)
 
 
 def regions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from smi_fed.inversion.selections.look import Look
+from smi_fed.inversion.selections.candidates import Candidates
 from smi_fed.inversion.selections.stratified import share
 
 
-def tempered(look: Look) -> Tensor:
+def tempered(candidates: Candidates) -> Tensor:
     """Scores (b, k): a patch's place in the order of importance, in [0, 1), plus a uniform draw.
 
     A small model's attention is nearly flat, so draws in proportion to it are nearly uniform,
@@ -14,4 +14,4 @@ def tempered(look: Look) -> Tensor:
     goes on almost surely and the least important hardly ever, by its place and not by its
     weight, and what is in between differs from image to image.
     """
-    return share(look.teacher.importance(look.view, look.targets)) + look.uniform()
+    return share(candidates.teacher.importance(candidates.view, candidates.targets)) + candidates.uniform()

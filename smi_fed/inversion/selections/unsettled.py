@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from smi_fed.inversion.selections.look import Look
+from smi_fed.inversion.selections.candidates import Candidates
 from smi_fed.inversion.selections.stratified import rank_in_region, regions, share
 
 
-def unsettled(look: Look) -> Tensor:
+def unsettled(candidates: Candidates) -> Tensor:
     """Scores (b, k): from every region first the patch that the objective still pulls at most, and so on.
 
     Attention says where the teacher looks; what a stop costs is something else: how much the
@@ -14,5 +14,5 @@ def unsettled(look: Look) -> Tensor:
     priors included, in its pixels. Regions (2 x 2 patches, as in `stratified`) keep what goes
     on spread over the image, as random does. Costs one forward and backward pass at a stop.
     """
-    pull = look.pull()
-    return share(pull) - rank_in_region(pull, regions(look.view.positions, look.teacher.grid))
+    pull = candidates.pull()
+    return share(pull) - rank_in_region(pull, regions(candidates.view.positions, candidates.teacher.grid))

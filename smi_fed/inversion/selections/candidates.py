@@ -1,4 +1,4 @@
-"""What a selection is told, and what it answers."""
+"""What a selection chooses from, and what it answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from smi_fed.inversion.teacher import Teacher, View
 
 
 @dataclass(frozen=True)
-class Look:
-    """A batch at a stop.
+class Candidates:
+    """The patches of a batch among which a stop chooses.
 
     Attributes:
         teacher: the model that is inverted.
@@ -37,7 +37,7 @@ class Look:
         return randomness.uniform(self.key, self.ids, self.age, randomness.SELECT, self.view.positions.shape[1])
 
 
-Selection = Callable[[Look], Tensor]
+Selection = Callable[[Candidates], Tensor]
 """A batch at a stop -> score (b, k); the patches with the highest go on."""
 
 
