@@ -73,8 +73,8 @@ def loss_of(settings: Settings, model: Classifier, request: TrainRequest) -> Los
     def loss(own: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         logits = own(images)
         with torch.no_grad():
-            wanted = (student(resize(images, student.image_size))[:, places] / temperature).softmax(-1)
-        taught = distillation_loss(logits, wanted, temperature)
+            probabilities = (student(resize(images, student.image_size))[:, places] / temperature).softmax(-1)
+        taught = distillation_loss(logits, probabilities, temperature)
         return (1 - weight) * F.cross_entropy(logits, labels) + weight * taught
 
     return loss
@@ -105,9 +105,9 @@ class OwnModels:
 
     def __init__(self, context: Context, number: int) -> None:
         self.context = context
-        wanted = str(context.run_config.get("client-state", ""))
-        require(not wanted or Path(wanted).is_absolute(), "client-state", wanted, "an absolute path")
-        self.directory = writable_directory(Path(wanted) / f"client-{number}") if wanted else None
+        place = str(context.run_config.get("client-state", ""))
+        require(not place or Path(place).is_absolute(), "client-state", place, "an absolute path")
+        self.directory = writable_directory(Path(place) / f"client-{number}") if place else None
 
     def newest_before(self, server_round: int, model: Classifier) -> Weights | None:
         """The weights after the last round before this one in which the client was asked; None if there was none.

@@ -56,8 +56,8 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to messages, made now; each once."""
-        wanted = [each for each in list(message_ids) if each in self.asked]
-        return [self._reply(self.asked.pop(each)) for each in wanted if not self._is_silent(each)]
+        pending = [each for each in list(message_ids) if each in self.asked]
+        return [self._reply(self.asked.pop(each)) for each in pending if not self._is_silent(each)]
 
     def _is_silent(self, asked: str) -> bool:
         return self.asked[asked].metadata.dst_node_id in self.silent - self.lost

@@ -63,18 +63,18 @@ class Relabelling:
             handle.remove()
         return logits, token_logits(self.student, found[-1])
 
-    def told(self, rows: Tensor) -> Tensor:
-        """What the targets of images `rows` (b,) say of their tokens: (b, n, classes), each summing to its kept share.
+    def target_labels(self, rows: Tensor) -> Tensor:
+        """Labels (b, n, classes) of the tokens of images `rows` (b,), each summing to its kept share.
 
-        It is linear: told of mixed images are mixed like the images.
+        It is linear: those of mixed images are mixed like the images.
         """
         labels = F.one_hot(self.targets[rows], self.classes).to(self.kept)
         return self.kept[rows][:, :, None] * labels[:, None]
 
 
-def relabelled(told: Tensor, wanted: Tensor) -> Tensor:
-    """Token labels (b, n, classes), each summing to 1: `told` (b, n, classes), the rest `wanted` (b, classes)."""
-    return told + (1 - told.sum(-1, keepdim=True)) * wanted[:, None]
+def relabelled(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """Token labels (b, n, classes), summing to 1: `labels` (b, n, classes), the rest of `probabilities` (b, classes)."""
+    return labels + (1 - labels.sum(-1, keepdim=True)) * probabilities[:, None]
 
 
 def token_logits(student: nn.Module, features: Tensor) -> Tensor:

@@ -128,10 +128,10 @@ def aligned_counts(teacher: AnyTeacher) -> tuple[float, ...]:
     In the proportions that the client told; evenly over its classes where it told none.
     """
     own = teacher.spec.num_classes
-    told = teacher.label_counts or (1,) * own
+    shares = teacher.label_counts or (1,) * own
     counts = [0.0] * (teacher.num_classes or own)
-    for place, count in zip(teacher.classes or range(own), told, strict=True):
-        counts[place] = teacher.num_examples * count / max(1, sum(told))
+    for place, count in zip(teacher.classes or range(own), shares, strict=True):
+        counts[place] = teacher.num_examples * count / max(1, sum(shares))
     return tuple(counts)
 
 

@@ -49,12 +49,12 @@ def best_part(content: Any, own: Tensors, path: str) -> tuple[Tensors, list[str]
     Raises:
         SettingError: no tensors, or several models that fit as well.
     """
-    wanted = {plain_key(name): tuple(tensor.shape) for name, tensor in own.items()}
+    expected = {plain_key(name): tuple(tensor.shape) for name, tensor in own.items()}
     found = []
     for place, tensors in _parts(content):
         for prefix in _prefixes(tensors):
-            shared = [name for name in wanted if prefix + name in tensors]
-            same = sum(tuple(tensors[prefix + name].shape) == wanted[name] for name in shared)
+            shared = [name for name in expected if prefix + name in tensors]
+            same = sum(tuple(tensors[prefix + name].shape) == expected[name] for name in shared)
             found.append(((same, len(shared)), place, prefix, tensors))
     require(bool(found), KEY, path, "a file that holds tensors by name")
     best = max(score for score, *_ in found)

@@ -85,7 +85,7 @@ def test_labels_are_those_of_a_loop_over_pixels(patch, alpha):
     partners = draw_partners(len(rows), alpha, seeded(5))
     wanted = torch.randn(6, 5, generator=seeded(7)).softmax(1)
     relabelling = Relabelling(fresh(patch_size=patch, depth=1), found, shares_of(found, patch))
-    labels = relabelled(blend(relabelling.told(rows), partners), wanted)
+    labels = relabelled(blend(relabelling.target_labels(rows), partners), wanted)
     assert labels.shape == (6, (16 // patch) ** 2, 5)
     torch.testing.assert_close(labels, slow_labels(found, patch, 5, rows, partners, wanted), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(labels.sum(-1), torch.ones(labels.shape[:2]))
@@ -95,7 +95,7 @@ def test_labels_by_hand():
     found = replace(sparse(2), targets=torch.tensor([1, 0]))
     kept = torch.tensor([[1.0, 0.0, 0.25], [0.0, 0.0, 1.0]])
     wanted = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
-    told = Relabelling(fresh(depth=1), [found], kept).told(torch.tensor([0, 1]))[..., :2]
+    told = Relabelling(fresh(depth=1), [found], kept).target_labels(torch.tensor([0, 1]))[..., :2]
     pure = relabelled(told, wanted)
     torch.testing.assert_close(pure[0], torch.tensor([[0, 1], [0.5, 0.5], [0.375, 0.625]]))
     torch.testing.assert_close(pure[1], torch.tensor([[0.2, 0.8], [0.2, 0.8], [1, 0]]))

@@ -80,8 +80,8 @@ def distill(
             _check_classes(student, answers[0], views[0])
             student.train()
             try:
-                for step, drawn, view, wanted in zip(steps, draws, views, answers, strict=True):
-                    loss = shown.loss(view, drawn, wanted)
+                for step, drawn, view, probabilities in zip(steps, draws, views, answers, strict=True):
+                    loss = shown.loss(view, drawn, probabilities)
                     optimiser.step(loss)
                     losses.append(loss.detach())
                     if progress is not None:
@@ -123,7 +123,7 @@ def _others(student: nn.Module, teachers: Sequence[nn.Module]) -> Iterator[nn.Mo
         del teacher  # before the next one is loaded
 
 
-def _check_classes(student: nn.Module, wanted: Tensor, view: Tensor) -> None:
+def _check_classes(student: nn.Module, answers: Tensor, view: Tensor) -> None:
     """Refuse answers that would broadcast over the student's classes, or that teach nothing."""
     inner = unwrapped(student)
     if isinstance(inner, Classifier):
@@ -131,8 +131,8 @@ def _check_classes(student: nn.Module, wanted: Tensor, view: Tensor) -> None:
     else:
         with evaluating(student), torch.no_grad():
             classes = logits_of(student(view[:1])).shape[1]
-    if wanted.shape[1] != classes or classes < 2:
+    if answers.shape[1] != classes or classes < 2:
         raise ValueError(
-            f"teachers: got {wanted.shape[1]} classes for a student of {classes}, allowed: the same classes, at least "
+            f"teachers: got {answers.shape[1]} classes for a student of {classes}, allowed: the same classes, at least "
             "2 (softmax over one class always says 1); smi_fed.alignment.Aligned puts a teacher's into the student's"
         )

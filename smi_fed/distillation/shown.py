@@ -19,9 +19,9 @@ from smi_fed.relabelling import Relabelling, relabelled, require_patch_tokens
 from smi_fed.sparse_images import SparseImages
 
 
-def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(wanted || softmax(logits / T)), mean over the batch (scalar)."""
-    return temperature**2 * F.kl_div((logits / temperature).log_softmax(-1), wanted, reduction="batchmean")
+def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(probabilities || softmax(logits / T)), mean over the batch (scalar)."""
+    return temperature**2 * F.kl_div((logits / temperature).log_softmax(-1), probabilities, reduction="batchmean")
 
 
 class Shown:
@@ -46,16 +46,16 @@ class Shown:
         self.patch_size: tuple[int, int] = inner.backbone.patch_embed.patch_size  # type: ignore[union-attr, assignment]
         self.kept = shown_tokens(sets, self.patch_size, inner.image_size).to(device)
 
-    def loss(self, batch: Tensor, drawn: Draw, wanted: Tensor) -> Tensor:
-        """Of `batch`, what `drawn` shows, against the ensemble's `wanted` (b, classes)."""
+    def loss(self, batch: Tensor, drawn: Draw, probabilities: Tensor) -> Tensor:
+        """Of `batch`, what `drawn` shows, against the ensemble's `probabilities` (b, classes)."""
         temperature = self.config.temperature
         if self.relabelling is None:
-            return distillation_loss(self.logits(batch, drawn), wanted, temperature)
+            return distillation_loss(self.logits(batch, drawn), probabilities, temperature)
         logits, of_tokens = self.relabelling.logits(batch)
         rows = drawn.rows.to(batch.device)
-        labels = relabelled(blend(self.relabelling.told(rows), drawn.partners), wanted)
+        labels = relabelled(blend(self.relabelling.target_labels(rows), drawn.partners), probabilities)
         each = distillation_loss(of_tokens.flatten(0, 1), labels.flatten(0, 1), temperature)
-        return distillation_loss(logits, wanted, temperature) + self.config.relabel * each
+        return distillation_loss(logits, probabilities, temperature) + self.config.relabel * each
 
     def logits(self, batch: Tensor, drawn: Draw) -> Tensor:
         """Of the tokens that `drawn` shows (b, classes)."""

@@ -46,10 +46,10 @@ def check_warm(teacher: Teacher, warm: SparseImages | None, count: int) -> None:
     """
     if warm is None:
         return
-    wanted = (teacher.channels, *(side * patch for side, patch in zip(teacher.grid, teacher.patch_size, strict=True)))
+    expected = (teacher.channels, *(side * patch for side, patch in zip(teacher.grid, teacher.patch_size, strict=True)))
     shape = tuple(warm.images.shape[1:])
-    if shape != wanted:
-        raise ValueError(f"warm: got images of {shape}, allowed: {wanted}")
+    if shape != expected:
+        raise ValueError(f"warm: got images of {shape}, allowed: {expected}")
     ids = warm.ids.tolist()
     if len(set(ids)) != len(ids) or any(not 0 <= each < count for each in ids):
         raise ValueError(f"warm: got ids {sorted(ids)[:3]}..., allowed: different ones from 0 to {count - 1}")

@@ -88,9 +88,9 @@ def claimed_arrays(
     Raises:
         BadReplyError: a spec that is not admitted, or another number of arrays.
     """
-    wanted = check_model(spec, policy, expected).state_dict()
-    if len(wanted) != len(payloads):
-        raise BadReplyError(f"the reply has {len(payloads)} arrays, the model has {len(wanted)}")
+    own = check_model(spec, policy, expected).state_dict()
+    if len(own) != len(payloads):
+        raise BadReplyError(f"the reply has {len(payloads)} arrays, the model has {len(own)}")
     return {
         key: Array(
             dtype=str(tensor.dtype).removeprefix("torch."),
@@ -98,7 +98,7 @@ def claimed_arrays(
             stype="numpy.ndarray",
             data=payload,
         )
-        for (key, tensor), payload in zip(wanted.items(), payloads, strict=True)
+        for (key, tensor), payload in zip(own.items(), payloads, strict=True)
     }
 
 
@@ -167,24 +167,24 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) ->
             f"weights do not fit the architecture: missing {missing[:3]}, unexpected {extra[:3]}{advice}"
         )
     weights = {}
-    for key, wanted in expected.items():
+    for key, like in expected.items():
         array = arrays[key]
-        dtype = str(wanted.dtype).removeprefix("torch.")
-        if tuple(array.shape) != tuple(wanted.shape) or array.dtype != dtype:
-            raise BadReplyError(f"{key} is {array.dtype} {tuple(array.shape)}, expected {dtype} {tuple(wanted.shape)}")
-        weights[key] = decode(key, array, wanted)
+        dtype = str(like.dtype).removeprefix("torch.")
+        if tuple(array.shape) != tuple(like.shape) or array.dtype != dtype:
+            raise BadReplyError(f"{key} is {array.dtype} {tuple(array.shape)}, expected {dtype} {tuple(like.shape)}")
+        weights[key] = decode(key, array, like)
     return weights
 
 
-def decode(key: str, array: Array, wanted: Tensor) -> Tensor:
+def decode(key: str, array: Array, like: Tensor) -> Tensor:
     """The tensor in an array whose payload is no larger than it says, and finite."""
-    if len(array.data) > wanted.numel() * wanted.element_size() + HEADER:
-        raise BadReplyError(f"{key} carries {len(array.data)} bytes, expected {wanted.numel() * wanted.element_size()}")
+    if len(array.data) > like.numel() * like.element_size() + HEADER:
+        raise BadReplyError(f"{key} carries {len(array.data)} bytes, expected {like.numel() * like.element_size()}")
     try:
         tensor = torch.from_numpy(array.numpy().copy())
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise BadReplyError(f"{key} cannot be decoded: {error}") from error
-    if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
         raise BadReplyError(f"{key} holds {tensor.dtype} {tuple(tensor.shape)}, not what it says")
     if not bool(tensor.isfinite().all()):
         raise BadReplyError(f"{key} is not finite")

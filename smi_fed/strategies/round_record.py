@@ -124,6 +124,6 @@ def describe(spec: ModelSpec) -> str:
         "patch_size": "patch", "window_size": "window", "embed_dim": "width", "depth": "depth", "depths": "depths",
         "num_heads": "heads",
     }  # fmt: skip
-    told = {key: spec.kwargs[key] for key in short if key in spec.kwargs}
-    parts = [f"{short[key]} {'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in told.items()]
+    given = {key: spec.kwargs[key] for key in short if key in spec.kwargs}
+    parts = [f"{short[key]} {'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in given.items()]
     return f"{spec.name} ({', '.join(parts)})" if parts else spec.name

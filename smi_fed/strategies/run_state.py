@@ -92,8 +92,8 @@ class RunState:
     def keep_teacher(self, server_round: int, teacher: TrainedTeacher, key: str) -> StoredTeacher:
         """Write an admitted model under `key`; what was made of another model of that key in this round goes."""
         stored = store(teacher, self._path(server_round, f"{key}{MODEL}"))
-        told = _beside(stored, INVERSION)
-        if told.exists() and json.loads(told.read_text(encoding="utf-8"))["teacher"] != stored.digest:
+        record = _beside(stored, INVERSION)
+        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["teacher"] != stored.digest:
             self.forget_images(stored)
         return stored
 
@@ -168,8 +168,8 @@ class RunState:
         tensors = {f"global.{key}": weight for key, weight in weights.items()}
         memory, numbers = remember(strategy)
         tensors |= {f"memory.{key}": torch.from_numpy(np.array(value)) for key, value in memory.items()}
-        told = {"numbers": json.dumps(numbers), "order": json.dumps(list(weights))}
-        save_tensors(self._global(record.round), tensors, GLOBAL, VERSION, **told)
+        metadata = {"numbers": json.dumps(numbers), "order": json.dumps(list(weights))}
+        save_tensors(self._global(record.round), tensors, GLOBAL, VERSION, **metadata)
         self.keep_verdicts(record.round, record.verdicts)
         self.lines.append({
             "round": record.round,
@@ -186,10 +186,10 @@ class RunState:
         for path in self.directory.glob(f"round{record.round}-*{CHECKPOINT}"):
             shutil.rmtree(path, ignore_errors=True)  # of inversions that diverged
 
-    def forget_images_but(self, wanted: Collection[Path]) -> None:
+    def forget_images_but(self, needed: Collection[Path]) -> None:
         """Images that nobody asked to keep go when no later round needs them."""
         if self._temporary is not None and self.images.parent == self.directory:
-            for path in set(self.images.glob("*.safetensors")).difference(wanted):
+            for path in set(self.images.glob("*.safetensors")).difference(needed):
                 path.unlink()
 
     def resume(self, strategy: Any) -> ArrayRecord | None:
