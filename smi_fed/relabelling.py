@@ -73,7 +73,7 @@ class Relabelling:
 
 
 def relabelled(labels: Tensor, probabilities: Tensor) -> Tensor:
-    """Token labels (b, n, classes), summing to 1: `labels` (b, n, classes), the rest of `probabilities` (b, classes)."""
+    """Token labels (b, n, classes), each summing to 1: `labels`, and `probabilities` (b, classes) for the rest."""
     return labels + (1 - labels.sum(-1, keepdim=True)) * probabilities[:, None]
 
 
