@@ -23,7 +23,7 @@ log = logging.getLogger("smi_fed")
 FORMAT, VERSION = "smi-fed.local-client", 1
 
 
-def check_clients(settings: Settings) -> None:
+def check_clients(settings: Settings, _cell: object = None) -> None:
     """Raise SettingError where models, data or strategy cannot be; what was found sound before is not built again."""
     name = digest(settings.model, settings.data, settings.strategy, settings.admission, settings.pool)
     if name not in _SOUND:

@@ -139,7 +139,7 @@ def figure(lines: Lines) -> Any:
 STUDY = Study(
     name="rounds", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="rounds.png",
     page=Page("docs/rounds.md", "Raw runs", lambda _: ", real runs on Flower's simulation engine, CPU."),
-    words=WORDS, options=add_options, check=lambda settings, _: check_clients(settings),
+    words=WORDS, options=add_options, check=check_clients,
 )  # fmt: skip
 main = command(STUDY)
 

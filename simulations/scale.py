@@ -110,9 +110,8 @@ def watching() -> Iterator[list[int]]:
 
 def ratios(lines: Lines) -> dict[str, float]:
     """Most over fewest clients: peak memory, and the server's seconds per client."""
-    first, last = lines[0], lines[-1]
     keys = {"peak_ratio": "peak_megabytes", "server_seconds_per_client_ratio": "server_seconds_per_client"}
-    return {name: last[key] / first[key] for name, key in keys.items()}
+    return {name: lines[-1][key] / lines[0][key] for name, key in keys.items()}
 
 
 COLUMNS = {
@@ -174,7 +173,7 @@ def figure(lines: Lines) -> Any:
 STUDY = Study(
     name="scale", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="scale.png",
     page=Page("docs/many-clients.md", "Raw figures", _note, True, _arguments), words=SETTINGS, options=add_options,
-    check=lambda settings, _: check_clients(settings), in_turn="", own_process=True,
+    check=check_clients, in_turn="", own_process=True,
 )  # fmt: skip
 
 

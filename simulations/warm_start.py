@@ -75,7 +75,7 @@ def losses(
 
 STUDY = Study(
     name="warm_start", about=__doc__, cells=lambda _: [Cell({"client": number}) for number in range(CLIENTS)],
-    measure=measure, table=table, words=("experiment=warm_start",), check=lambda settings, _: check_clients(settings),
+    measure=measure, table=table, words=("experiment=warm_start",), check=check_clients,
 )  # fmt: skip
 main = command(STUDY)
 

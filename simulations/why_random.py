@@ -138,7 +138,7 @@ def _on_object(own: Lines, name: str) -> str:
 STUDY = Study(
     name="why_random", about=__doc__, cells=cells, measure=measure, table=table,
     page=Page("docs/inversion-methods.md", "Raw"), words=("experiment=methods",),
-    check=lambda settings, _: check_clients(settings), in_turn="data",
+    check=check_clients, in_turn="data",
 )  # fmt: skip
 main = command(STUDY)
 

@@ -12,9 +12,6 @@ from simulations.runner import Line, Lines, Table, seeds_of
 Panel = tuple[str, str]
 """(data, setting)."""
 
-CellName = tuple[str, str, int, int]
-"""(data, setting, iterations, seed)."""
-
 CONTROLS = ("noise", "real")
 """Images without an inversion: uniform noise, and the clients' own, which a federation never has."""
 
@@ -47,28 +44,20 @@ def points(lines: Lines, method: str, budget: int) -> list[Line]:
     return [line for line in lines if line["method"] == method and line["iterations"] == budget]
 
 
-def cells_of(lines: Lines) -> dict[str, dict[CellName, float]]:
-    """Accuracies in % of each method but the controls, by cell; of a cell that is there twice the last."""
-    found: dict[str, dict[CellName, float]] = {}
+def over_reference(lines: Lines) -> dict[str, list[float]]:
+    """Of each method the differences in points to the reference, over the cells that every method has.
+
+    Only such means can be set beside each other: some cells are easier than others. Of a cell that was measured twice
+    the last counts.
+    """
+    found: dict[str, dict[tuple[Any, ...], float]] = {}
     for line in lines:
         if line["method"] not in CONTROLS:
             cell = (line["data"], line["setting"], line["iterations"], line["seed"])
             found.setdefault(line["method"], {})[cell] = 100 * line["student_test_accuracy"]
-    return found
-
-
-def over_reference(lines: Lines) -> dict[str, list[float]]:
-    """Of each method the differences in points to the reference, over the cells that every method has.
-
-    Only such means can be set beside each other: some cells are easier than others.
-    """
-    found = cells_of(lines)
-    common = sorted(set.intersection(*map(set, found.values()))) if REFERENCE in found else []
-    return {
-        method: [own[cell] - found[REFERENCE][cell] for cell in common]
-        for method, own in found.items()
-        if method != REFERENCE
-    }
+    reference = found.pop(REFERENCE, {})
+    common = sorted(set(reference).intersection(*found.values()))
+    return {method: [own[cell] - reference[cell] for cell in common] for method, own in found.items()}
 
 
 def won(gains: list[float]) -> str:

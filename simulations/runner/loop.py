@@ -17,17 +17,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from simulations.runner.ledger import (
-    LEDGER,
-    PROJECT,
-    Line,
-    Lines,
-    append_line,
-    code_version,
-    digest,
-    environment,
-    read_lines,
-)
+from simulations.runner import ledger
+from simulations.runner.ledger import LEDGER, PROJECT, Line, Lines
 from simulations.runner.publication import save_figure, show
 from simulations.runner.study import Cell, Study
 from smi_fed.checks import SettingError, require
@@ -64,7 +55,7 @@ def run(study: Study, arguments: Sequence[str] | None = None) -> Outcome:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         output = writable_directory(options.output.expanduser().absolute()) if study.ledger else Path()
-        code = code_version()
+        code = ledger.code_version()
         cells = planned(study, options, output, code)
         shared = {"code": code, "changes": options.overrides}
         known, failed = _measure_missing(study, cells, output / LEDGER, shared)
@@ -124,7 +115,7 @@ def planned(study: Study, options: Namespace, output: Path, code: object) -> lis
             device, reason = choose_device(study.place(settings)[0])
             if not found:
                 log.info("device: %s (%s)", device, reason)
-            key = digest(settings, sorted(cell.factors.items()), str(device), torch.__version__, code)
+            key = ledger.digest(settings, sorted(cell.factors.items()), str(device), torch.__version__, code)
             words = (*words, f"seed={settings.seed}")
             found[key] = replace(cell, key=key, settings=settings, words=words, device=device, output=output)
             study.check(settings, found[key])
@@ -140,10 +131,10 @@ def in_turn(cells: Sequence[Cell], factor: str) -> list[Cell]:
 
 
 def _measure_missing(
-    study: Study, cells: Sequence[Cell], ledger: Path, shared: Line
+    study: Study, cells: Sequence[Cell], path: Path, shared: Line
 ) -> tuple[dict[str, Line], list[str]]:
     """All lines by key, and the cells that failed."""
-    known, failed = read_lines(ledger) if study.ledger else {}, []
+    known, failed = ledger.read_lines(path) if study.ledger else {}, []
     missing = [cell for cell in cells if cell.key not in known]
     for number, cell in enumerate(missing, 1):
         log.info("%d of %d: %s", number, len(missing), cell)
@@ -155,14 +146,14 @@ def _measure_missing(
             continue
         known[cell.key] = {"key": cell.key, "seed": cell.settings.seed, **cell.factors, **shared, **found}
         if study.ledger:
-            append_line(ledger, known[cell.key])
+            ledger.append_line(path, known[cell.key])
     return known, failed
 
 
 def _measured(measure: Callable[[Any, Cell], Line], cell: Cell, threads: int) -> Line:
     if threads:
         torch.set_num_threads(threads)
-    return {**measure(cell.settings, cell), "environment": environment(cell.device)}
+    return {**measure(cell.settings, cell), "environment": ledger.environment(cell.device)}
 
 
 def _apart(*work: Any) -> Line:

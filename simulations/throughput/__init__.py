@@ -1,6 +1,6 @@
 """What an inversion costs, and against what: `python -m simulations.throughput [KEY=VALUE ...]`.
 
-Three yardsticks: `naive`, dense inversion as commonly published (`simulations.naive_inversion`);
+Three yardsticks: `naive`, dense inversion as commonly published (`simulations.throughput.naive`);
 `dense`, our own engine without a stop, so that sparsity is credited only with what it
 adds; and the bound, FLOPs over the matrix-multiply rate that this device reached in this
 run. Settings and the command for a GPU: simulations/throughput/throughput.yaml. Weights and images are
@@ -21,8 +21,8 @@ from simulations.runner.ledger import environment
 from simulations.throughput.checks import agreement, whole_run
 from simulations.throughput.measuring import matmul_rate, random_model
 from simulations.throughput.one_device import federation
-from simulations.throughput.table import tables
 from simulations.throughput.stages import CLASSES, ThroughputConfig, sweep, trajectory
+from simulations.throughput.table import tables
 from smi_fed.checks import read
 from smi_fed.config import compose
 from smi_fed.files import writable_directory, write_json

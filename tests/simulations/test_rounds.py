@@ -49,7 +49,7 @@ def test_the_picture_is_drawn(tmp_path):
         ("distillation.steps=0", "distillation.steps: got 0"),
         ("strategy.rounds=none", "strategy.rounds"),
         ("model=nonsense", "nonsense"),
-        ("model=shapes", "num_classes"),
+        ("model=shapes", "in_chans: got 3"),
         ("server.device=cuda:99", "cuda:99"),
         ("strategy.arguments={mu: 1}", "mu"),
     ],

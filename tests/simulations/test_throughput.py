@@ -10,8 +10,8 @@ from simulations import throughput
 from simulations.runner.ledger import PROJECT
 from simulations.throughput import ThroughputConfig, main, stages
 from simulations.throughput.one_device import FederationConfig, federation, smooth_images
-from simulations.throughput.table import tables
 from simulations.throughput.stages import summary
+from simulations.throughput.table import tables
 from smi_fed.checks import SettingError
 from smi_fed.inversion import InversionConfig
 from smi_fed.inversion.flops import StageFlops
