@@ -1,13 +1,10 @@
 import json
 import statistics
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from simulations import throughput
-from simulations.runner.ledger import PROJECT
 from simulations.throughput import ThroughputConfig, main, stages
 from simulations.throughput.one_device import FederationConfig, federation, smooth_images
 from simulations.throughput.stages import summary
@@ -63,19 +60,6 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(tmp_pa
     (tmp_path / "file").write_text("")
     assert main([f"out={tmp_path}/file/t.json"]) == 2
     assert "cannot write" in capsys.readouterr().err
-
-
-ALONE = """
-import sys
-for name in ("flwr", "flwr_datasets", "hydra", "omegaconf", "ray", "httpx", "psutil"):
-    sys.modules[name] = None  # importing it fails from here on
-from simulations.throughput import ThroughputConfig, measure
-"""
-
-
-def test_it_is_there_without_a_federation():
-    done = subprocess.run([sys.executable, "-c", ALONE], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_model_that_timm_does_not_know(capsys):
