@@ -72,7 +72,8 @@ def run(study: Study, arguments: Sequence[str] | None = None) -> Outcome:
         return Outcome(130)
     for each in failed:
         print(f"smi-fed: not measured: {each}", file=sys.stderr)
-    print(f"artefacts: {output}" if study.ledger else "")
+    if study.ledger:
+        print(f"artefacts: {output}")
     return Outcome(int(bool(failed)), lines, output)
 
 
