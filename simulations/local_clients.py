@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from clients.app import own_images, own_statistics
+from server.run import FederatedRun
+from simulations.runner.ledger import digest, sources_digest
 from smi_fed.config import Settings
 from smi_fed.files import load_tensors, save_tensors
 from smi_fed.models import build_model
@@ -22,24 +23,31 @@ log = logging.getLogger("smi_fed")
 FORMAT, VERSION = "smi-fed.local-client", 1
 
 
-def digest(*parts: object) -> str:
-    """A short name for settings: the same settings, the same name."""
-    text = json.dumps([repr(part) for part in parts])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def check_clients(settings: Settings, _cell: object = None) -> None:
+    """Raise SettingError where models, data or strategy cannot be; what was found sound before is not built again."""
+    name = digest(settings.model, settings.data, settings.strategy, settings.admission, settings.pool)
+    if name not in _SOUND:
+        with tempfile.TemporaryDirectory(prefix="smi-fed-") as scratch:
+            FederatedRun(settings, Path(scratch))
+        _SOUND.add(name)
+
+
+_SOUND: set[str] = set()
 
 
 def trained_clients(settings: Settings, number: int, cache: Path) -> list[TrainedTeacher]:
-    """`number` clients as the federation trains them, from `cache` where they were trained before."""
+    """`number` clients as the federation trains them, from `cache` where the same code trained them before."""
+    return [trained_client(settings, i, number, cache) for i in range(number)]
+
+
+def trained_client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
+    """Client `number` of `total`."""
     cache.mkdir(parents=True, exist_ok=True)
-    return [_client(settings, i, number, cache) for i in range(number)]
-
-
-def _client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
     spec = settings.model.of_client(number)
     data = own_images(settings, number, total, spec)
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
-    name = digest(settings.seed, spec, asdict(settings.data), asdict(settings.client), number, total)
+    name = digest(settings.seed, spec, asdict(settings.data), asdict(settings.client), number, total, sources_digest())
     path = cache / f"client-{name}.safetensors"
     if path.exists():
         weights, _ = load_tensors(path, FORMAT, VERSION)

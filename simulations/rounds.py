@@ -9,32 +9,37 @@ engine; each finished run is one JSON line, and a study that was stopped goes on
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from simulations.ledger import append_line, read_lines
-from simulations.local_clients import digest, trained_clients
-from simulations.superlink import PROJECT, LaunchError, SuperLink, superlink
-from smi_fed.checks import SettingError
+from simulations.local_clients import check_clients, trained_clients
+from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
+from simulations.superlink import PROJECT, LaunchError, superlink
 from smi_fed.config import Settings, join_overrides, load_settings
 from smi_fed.data import load_images
-from smi_fed.files import replacing, writable_directory
-from smi_fed.progress import show_log
 from smi_fed.report import read_report
 from smi_fed.training import accuracy
 
 CLIENTS = 8
 HOMOGENEOUS = ("model=digits_homogeneous", "strategy.distillation=false")
 METHODS = ("five rounds", "one round", "FedAvg", "FedProx", "alone")
+WORDS = ("experiment=rounds", f"strategy.min_nodes={CLIENTS}")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What of the study is measured."""
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+
+
+def cells(options: Namespace) -> list[Cell]:
+    """One for each method."""
+    base = load_settings(PROJECT / "conf", [*WORDS, *options.overrides])
+    return [Cell({"method": method}, tuple(overrides_of(method, base))) for method in options.methods]
 
 
 def overrides_of(method: str, settings: Settings) -> list[str]:
@@ -55,53 +60,18 @@ def overrides_of(method: str, settings: Settings) -> list[str]:
     }[method]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing, then draw; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "rounds")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args(arguments)
-    show_log()
-    try:
-        output = writable_directory(options.output.expanduser().absolute())
-        lines = study(options.seeds, options.methods, options.overrides, output)
-    except (SettingError, OSError, LaunchError) as error:
-        print(f"smi-fed: {error}", file=sys.stderr)
-        return 2
-    print_table(lines)
-    draw(lines, output / "rounds.png")
-    print(f"artefacts: {output}")
-    return 0
+def measure(settings: Settings, cell: Cell) -> Line:
+    """One run, or each client by itself."""
+    return alone(settings, cell.output) if cell["method"] == "alone" else federated(cell.words)
 
 
-def study(seeds: Sequence[int], methods: Sequence[str], changes: list[str], output: Path) -> list[dict[str, Any]]:
-    """One line per seed and method; finished ones are read from `runs.jsonl`."""
-    ledger = output / "runs.jsonl"
-    known, found = read_lines(ledger), []
-    with superlink() as link:
-        for seed in seeds:
-            for method in methods:
-                common = ["experiment=rounds", f"seed={seed}", f"strategy.min_nodes={CLIENTS}", *changes]
-                words = [*common, *overrides_of(method, load_settings(PROJECT / "conf", common))]
-                settings = load_settings(PROJECT / "conf", words)
-                key = digest(settings, method, torch.__version__)
-                if key not in known:
-                    result = alone(settings, output) if method == "alone" else federated(link, words)
-                    known[key] = {"key": key, "seed": seed, "method": method, "overrides": words, **result}
-                    append_line(ledger, known[key])
-                found.append(known[key])
-    return found
-
-
-def federated(link: SuperLink, words: list[str]) -> dict[str, Any]:
-    """One run of the app; the student's accuracy after each round.
+def federated(words: Sequence[str]) -> Line:
+    """One run of the app on a SuperLink of its own; the student's accuracy after each round.
 
     Raises:
         LaunchError: it did not complete.
     """
-    with tempfile.TemporaryDirectory(prefix="smi-fed-") as directory:
+    with tempfile.TemporaryDirectory(prefix="smi-fed-") as directory, superlink() as link:
         status = link.run(join_overrides(words), Path(directory), supernodes=CLIENTS)
         if status != "finished:completed":
             raise LaunchError(f"a run ended as {status}; see the log above")
@@ -116,44 +86,38 @@ def federated(link: SuperLink, words: list[str]) -> dict[str, Any]:
     }
 
 
-def alone(settings: Settings, output: Path) -> dict[str, Any]:
+def alone(settings: Settings, output: Path) -> Line:
     """Each client with its own data only."""
-    torch.set_num_threads(1)
     _, test = load_images(settings.data)
     teachers = trained_clients(settings, CLIENTS, output / "clients")
     scores = [accuracy(teacher.model, test) for teacher in teachers]
     return {"accuracy": [statistics.fmean(scores)], "clients": scores}
 
 
-def print_table(lines: list[dict[str, Any]], console: Console | None = None) -> None:
+def table(lines: Lines) -> list[Table]:
     """Accuracy after the last round by method: mean and each seed; and what rounds add."""
-    console = console or Console(width=110)
-    seeds = sorted({line["seed"] for line in lines})
-    table = Table(title=f"student test accuracy in %, {CLIENTS} clients, seeds {seeds}")
-    for heading in ("method", "mean", "each seed", "after round 1"):
-        table.add_column(heading)
-    last: dict[str, list[float]] = {}
+    rows, last = [["method", "mean", "each seed", "after round 1"]], dict[str, dict[int, float]]()
     for method in METHODS:
-        own = [line for line in lines if line["method"] == method]
+        own = sorted((line for line in lines if line["method"] == method), key=lambda line: line["seed"])
+        last[method] = {line["seed"]: 100 * line["accuracy"][-1] for line in own}
         if own:
-            last[method] = [100 * line["accuracy"][-1] for line in own]
-            first = [100 * line["accuracy"][0] for line in own]
-            shown = f"{statistics.fmean(first):.1f}" if len(own[0]["accuracy"]) > 1 else ""
-            each = ", ".join(f"{value:.1f}" for value in last[method])
-            table.add_row(method, f"{statistics.fmean(last[method]):.1f}", each, shown)
-    console.print(table)
-    if {"five rounds", "one round"} <= last.keys():
-        gains = [five - one for five, one in zip(last["five rounds"], last["one round"], strict=True)]
-        console.print(f"five rounds over one: {statistics.fmean(gains):+.1f} points "
-                      f"({', '.join(f'{gain:+.1f}' for gain in gains)})")  # fmt: skip
+            first = statistics.fmean(100 * line["accuracy"][0] for line in own)
+            each = ", ".join(f"{value:.1f}" for value in last[method].values())
+            mean = statistics.fmean(last[method].values())
+            rows.append([method, f"{mean:.1f}", each, f"{first:.1f}" if len(own[0]["accuracy"]) > 1 else ""])
+    five, one = last["five rounds"], last["one round"]
+    gains = [five[seed] - one[seed] for seed in five if seed in one]
+    told = ", ".join(f"{gain:+.1f}" for gain in gains)
+    notes = [f"five rounds over one: {statistics.fmean(gains):+.1f} points ({told})"] if gains else []
+    return [Table(f"student test accuracy in %, {CLIENTS} clients, seeds {seeds_of(lines)}", rows, notes)]
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def figure(lines: Lines) -> Any:
     """Accuracy over rounds; a thin line per seed, a thick one for the mean, a level for what has one round."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
+    drawn = Figure(figsize=(8, 5), layout="constrained")
+    axis = drawn.subplots()
     colours = ("tab:blue", "tab:cyan", "tab:orange", "tab:red", "tab:gray")
     for method, colour in zip(METHODS, colours, strict=True):
         curves = [[100 * value for value in line["accuracy"]] for line in lines if line["method"] == method]
@@ -169,8 +133,15 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     axis.set(xlabel="round", ylabel="student test accuracy in %", title="Digits, 8 clients, Dirichlet(0.1)")
     axis.set_xticks(range(1, 1 + max(len(line["accuracy"]) for line in lines)))
     axis.legend()
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120)
+    return drawn
+
+
+STUDY = Study(
+    name="rounds", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="rounds.png",
+    page=Page("docs/rounds.md", "Raw runs", lambda _: ", real runs on Flower's simulation engine, CPU."),
+    words=WORDS, options=add_options, check=check_clients,
+)  # fmt: skip
+main = command(STUDY)
 
 
 if __name__ == "__main__":

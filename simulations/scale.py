@@ -8,27 +8,25 @@ of its own, whose memory is watched while clients train one by one and the serve
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
+import shlex
 import sys
 import tempfile
 import threading
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from simulations.measuring import environment
-from simulations.superlink import PROJECT
-from smi_fed.checks import SettingError
-from smi_fed.config import join_overrides, load_settings
-from smi_fed.files import replacing, writable_directory, write_json
+from simulations.local_clients import check_clients
+from simulations.runner import Cell, Line, Lines, Page, Study, Table, run
+from smi_fed.checks import require
+from smi_fed.config import Settings, join_overrides
+from smi_fed.files import write_json
 
 INTERVAL = 0.02
 """Seconds between two looks at the memory."""
@@ -39,76 +37,44 @@ LARGEST_RATIO = 1.5
 SETTINGS, ARCH = ("experiment=scale",), "vit_p8_w192_d12"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure every number of clients; returns the exit status, 1 where memory grew by more than `LARGEST_RATIO`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: ArgumentParser) -> None:
+    """What is measured."""
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64], help="numbers of clients")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each run")
-    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "scale", help="where results go")
-    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as distillation.steps=100")
-    options = parser.parse_args(arguments)
-    output = writable_directory(options.output.expanduser().absolute())
-    if options.only is not None:
-        measure(options.only, options.rounds, options.overrides, output)
-        return 0
-    try:
-        if min(options.clients) < 2 or options.rounds < 1:
-            raise SettingError("clients", options.clients, "ints >= 2, and at least one round")
-        load_settings(PROJECT / "conf", join_overrides([*SETTINGS, *options.overrides]))
-    except SettingError as error:
-        print(f"smi-fed: {error}", file=sys.stderr)
-        return 2
-    lines = []
-    for clients in sorted(options.clients):
-        print(f"{clients} clients ...", flush=True)
-        command = [sys.executable, "-m", "simulations.scale", "--only", str(clients), "--output", str(output)]
-        command += ["--rounds", str(options.rounds), *options.overrides]
-        done = subprocess.run(command, cwd=PROJECT, check=False)
-        if done.returncode:
-            print(f"smi-fed: the run of {clients} clients failed", file=sys.stderr)
-            return 1
-        lines.append(json.loads(line_path(output, clients).read_text(encoding="utf-8")))
-    found = {"environment": environment(torch.device("cpu")), "overrides": [*SETTINGS, *options.overrides]}
-    found |= {"runs": lines, **ratios(lines)}
-    write_json(output / "scale.json", found)
-    draw(output / "scale.png", lines)
-    print(table(lines))
-    print(f"peak memory, most over fewest clients: {found['peak_ratio']:.2f} (allowed: {LARGEST_RATIO})")
-    print(f"results: {output}")
-    return int(found["peak_ratio"] > LARGEST_RATIO)
 
 
-def line_path(output: Path, clients: int) -> Path:
-    """Where one run's figures stand."""
-    return output / f"clients-{clients}.json"
+def cells(options: Namespace) -> list[Cell]:
+    """One for each number of clients, the fewest first."""
+    require(min(options.clients) >= 2, "clients", options.clients, "ints >= 2")
+    return [
+        Cell(
+            {"clients": clients, "rounds": options.rounds},
+            (f"strategy.min_nodes={clients}", f"strategy.rounds={options.rounds}"),
+        )
+        for clients in sorted(options.clients)
+    ]
 
 
-def measure(clients: int, rounds: int, overrides: Sequence[str], output: Path) -> None:
-    """One run in this process; its figures go to `line_path`."""
+def measure(settings: Settings, cell: Cell) -> Line:
+    """One run in this process."""
     from clients.app import app
     from server.run import FederatedRun
     from simulations.local_grid import InProcessGrid
-    from smi_fed.progress import show_log
 
-    torch.set_num_threads(1)
-    show_log()
-    words = [*SETTINGS, f"strategy.min_nodes={clients}", f"strategy.rounds={rounds}", *overrides]
-    text = join_overrides(words)
-    settings = load_settings(PROJECT / "conf", text)
+    clients, rounds, text = cell["clients"], cell["rounds"], join_overrides(cell.words)
     nodes = {100 + i: {"partition-id": i, "num-partitions": clients, "arch": ARCH} for i in range(clients)}
-    run = FederatedRun(settings, output / f"run-{clients}")
-    before = psutil.Process().memory_info().rss
-    assert run.strategy is not None
-    with watching() as peaks:
-        run.strategy.core.on_round = lambda _: peaks.append(0)
+    with tempfile.TemporaryDirectory(prefix="smi-fed-scale-") as scratch:
+        federated = FederatedRun(settings, Path(scratch) / "server")
         # Clients keep their own models on disk, as on machines of their own: they are no part of the server's memory.
-        with tempfile.TemporaryDirectory(prefix="smi-fed-scale-") as own:
-            report = run.execute(InProcessGrid(app, nodes, {"overrides": text, "client-state": own}))
+        grid = InProcessGrid(app, nodes, {"overrides": text, "client-state": f"{scratch}/clients"})
+        before, strategy = psutil.Process().memory_info().rss, federated.strategy
+        assert strategy is not None
+        with watching() as peaks:
+            strategy.core.on_round = lambda _: peaks.append(0)
+            report = federated.execute(grid)
     server = [each["server_seconds"] for each in report["rounds"]]
-    student = sum(weight.nbytes for weight in run.student.state_dict().values())
-    write_json(line_path(output, clients), {
-        "clients": clients,
+    student = sum(weight.nbytes for weight in federated.student.state_dict().values())
+    return {
         "model_megabytes": student / 1e6,
         "before_megabytes": before / 1e6,
         "peak_megabytes": max(peaks) / 1e6,
@@ -120,7 +86,7 @@ def measure(clients: int, rounds: int, overrides: Sequence[str], output: Path) -
         "distillation_seconds_per_client": report["distillation"]["seconds"] / clients / rounds,
         "seconds": report["seconds"]["total"],
         "teachers": [len(each["admitted"]) for each in report["rounds"]],
-    })  # fmt: skip
+    }
 
 
 @contextmanager
@@ -142,36 +108,53 @@ def watching() -> Iterator[list[int]]:
         thread.join()
 
 
-def ratios(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+def ratios(lines: Lines) -> dict[str, float]:
     """Most over fewest clients: peak memory, and the server's seconds per client."""
-    first, last = lines[0], lines[-1]
     keys = {"peak_ratio": "peak_megabytes", "server_seconds_per_client_ratio": "server_seconds_per_client"}
-    return {name: last[key] / first[key] for name, key in keys.items()}
+    return {name: lines[-1][key] / lines[0][key] for name, key in keys.items()}
 
 
-HEADINGS = {
-    "clients": "clients", "before_megabytes": "MB before", "peak_megabytes": "peak MB",
-    "server_seconds_per_client": "server s/client", "inversion_seconds_per_client": "inversion",
-    "distillation_seconds_per_client": "distillation", "seconds": "whole run, s",
-}  # fmt: skip
+COLUMNS = {
+    "clients": ("clients", "d"),
+    "peak_megabytes": ("peak, MB", ".0f"),
+    "before_megabytes": ("before the round, MB", ".0f"),
+    "server_seconds_per_client": ("server, seconds per client", ".2f"),
+    "inversion_seconds_per_client": ("of it inversion", ".2f"),
+    "distillation_seconds_per_client": ("of it distillation", ".2f"),
+}
+"""Heading and format of each of a run's figures."""
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """The figures as aligned text."""
-    rows = [list(HEADINGS.values())]
-    for line in lines:
-        values = [line[key] for key in HEADINGS]
-        rows.append([f"{value:.2f}" if isinstance(value, float) else str(value) for value in values])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+def table(lines: Lines) -> list[Table]:
+    """The figures, and how far they grew."""
+    headings, found = [heading for heading, _ in COLUMNS.values()], ratios(lines)
+    rows = [[format(line[key], form) for key, (_, form) in COLUMNS.items()] for line in lines]
+    note = (
+        f"{lines[-1]['clients']} over {lines[0]['clients']} clients: {found['peak_ratio']:.2f} times the peak memory, "
+        f"{found['server_seconds_per_client_ratio']:.2f} times the server's seconds per client."
+    )
+    return [Table(rows=[headings, *rows], notes=[note])]
 
 
-def draw(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+def _arguments(lines: Lines) -> str:
+    first = lines[0]
+    words = ["--clients", *(str(line["clients"]) for line in lines)]
+    words += ["--rounds", str(len(first["peak_megabytes_by_round"]))]
+    return shlex.join([*words, *(first["changes"] if "changes" in first else first["overrides"][1:])])
+
+
+def _note(lines: Lines) -> str:
+    where = lines[0]["environment"]
+    models = f"models of {lines[0]['model_megabytes']:.1f} MB, {where['device_name']}, {where['cores']} cores"
+    return f": {models}, one thread; client and server in one process."
+
+
+def figure(lines: Lines) -> Any:
     """Peak memory and the server's seconds per client over the number of clients."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = drawn.subplots(1, 2)
     clients = [line["clients"] for line in lines]
     models = [line["before_megabytes"] + line["clients"] * line["model_megabytes"] for line in lines]
     left.plot(clients, [line["peak_megabytes"] for line in lines], "o-", label="peak")
@@ -184,8 +167,25 @@ def draw(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     for axis in (left, right):
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120)
+    return drawn
+
+
+STUDY = Study(
+    name="scale", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="scale.png",
+    page=Page("docs/many-clients.md", "Raw figures", _note, True, _arguments), words=SETTINGS, options=add_options,
+    check=check_clients, in_turn="", own_process=True,
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every number of clients; returns the exit status, 1 where memory grew by more than `LARGEST_RATIO`."""
+    done = run(STUDY, arguments)
+    if done.status:
+        return done.status
+    found = ratios(done.lines)
+    shared = {key: done.lines[0][key] for key in ("environment", "code", "changes")}
+    write_json(done.output / "scale.json", {**shared, "runs": done.lines, **found})
+    return int(found["peak_ratio"] > LARGEST_RATIO)
 
 
 if __name__ == "__main__":

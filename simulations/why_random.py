@@ -1,6 +1,6 @@
 """Why random patches are hard to beat: `python -m simulations.why_random [--seeds 0 1 2] [OVERRIDE ...]`.
 
-Three suspicions, each measured on the teachers of `simulations.inversion_methods`:
+Three suspicions, each measured on the teachers of `simulations.methods`:
 
 - attention early is attention to noise: how far the patches that attention would keep at an
   iteration are those that it would keep at the end of a dense inversion, above chance;
@@ -15,30 +15,25 @@ The fourth, the pixels that stopped patches are left with, is a method of the st
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from simulations.inversion_methods import DATA, Study
-from simulations.superlink import PROJECT
+from simulations.local_clients import check_clients, trained_client
+from simulations.methods import DATA, cell_of
+from simulations.runner import Cell, Line, Lines, Page, Study, Table, command
+from smi_fed.config import Settings
 from smi_fed.data import load_images
-from smi_fed.files import writable_directory, write_json
 from smi_fed.inversion import StopSchedule
 from smi_fed.inversion.adaptive import reading
 from smi_fed.inversion.probe import scores_along
 from smi_fed.inversion.problem import Problem, pose
 from smi_fed.inversion.selections import SELECTIONS, Candidates, best
 from smi_fed.inversion.teacher import View, frozen
-from smi_fed.progress import show_log
 from smi_fed.tokens import to_patches
 
 IMAGES = 100
@@ -47,43 +42,29 @@ KEPT = 0.5
 NAMES = ("random", "attention", "gradient", "unsettled")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and write why.json; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "methods")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args(arguments)
-    show_log()
-    output = writable_directory(options.output)
-    found = [measured(Study(seed, data, "one", options.overrides, output)) for data in DATA for seed in options.seeds]
-    write_json(output / "why.json", {"images": IMAGES, "kept": KEPT, "teachers": found})
-    print_tables(found)
-    return 0
+def cells(_options: object) -> list[Cell]:
+    """The study of methods' only teacher, on each data set."""
+    return [replace(cell_of(data, "one", "", 0), factors={"data": data}) for data in DATA]
 
 
-def measured(study: Study) -> dict[str, Any]:
+def measure(settings: Settings, cell: Cell) -> Line:
     """The three measurements of one teacher."""
-    (teacher,) = study.trained()
-    config = replace(study.settings.inversion, schedule=StopSchedule())
+    teacher = trained_client(settings, 0, 1, cell.output / "clients")
+    teacher.model.to(cell.device)
+    config = replace(settings.inversion, schedule=StopSchedule())
     problem = pose(teacher.model, config, statistics=teacher.statistics)
     with frozen(teacher.model):
-        return {
-            "seed": study.seed,
-            "data": study.data,
-            **along_the_way(problem),
-            **on_the_object(problem, study),
-        }
+        return {"images": IMAGES, "kept": KEPT, **along_the_way(problem), **on_the_object(problem, settings)}
 
 
-def along_the_way(problem: Problem) -> dict[str, Any]:
+def along_the_way(problem: Problem) -> Line:
     """Agreement with the end, and evenness over positions, at each of `LOOKS`, by selection."""
     ids = torch.arange(IMAGES, device=problem.teacher.mean.device)
     targets = ids % problem.teacher.classes
     seen = scores_along(problem, ids, targets, (*LOOKS, problem.config.iterations), NAMES)
     patches = seen[NAMES[0]][0].shape[1]
     count = round(KEPT * patches)
-    found: dict[str, Any] = {"agreement": {}, "evenness": {}}
+    found: Line = {"agreement": {}, "evenness": {}}
     for name, looks in seen.items():
         found["agreement"][name] = [reading(look, looks[-1], count).stability for look in looks[:-1]]
         found["evenness"][name] = [evenness(best(look, count), patches) for look in looks[:-1]]
@@ -96,9 +77,9 @@ def evenness(kept: Tensor, patches: int) -> float:
     return float(-(shares * shares.clamp(min=1e-12).log()).sum() / torch.tensor(patches).double().log())
 
 
-def on_the_object(problem: Problem, study: Study) -> dict[str, Any]:
+def on_the_object(problem: Problem, settings: Settings) -> Line:
     """Share of the kept patches of real images that show the object, by selection, beside that of all patches."""
-    _, test = load_images(study.settings.data)
+    _, test = load_images(settings.data)
     if test.masks is None:
         return {}
     teacher = problem.teacher
@@ -122,26 +103,36 @@ def no_pull() -> Tensor:
     raise NotImplementedError
 
 
-def print_tables(found: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Means over the seeds."""
-    console = console or Console(width=120)
-    for data in DATA:
-        own = [each for each in found if each["data"] == data]
-        if not own:
-            continue
-        table = Table(title=f"{data}, {len(own)} teachers: agreement with the end | evenness over positions")
-        for heading in ("selection", *(f"iteration {look}" for look in LOOKS), "on the object (of all patches)"):
-            table.add_column(heading)
-        for name in NAMES:
-            cells = [
-                f"{fmean(x['agreement'][name][i] for x in own):.2f} | {fmean(x['evenness'][name][i] for x in own):.3f}"
-                for i in range(len(LOOKS))
-            ]
-            there = [(x["object_kept"][name], x["object"]) for x in own if name in x.get("object_kept", {})]
-            if there:
-                cells.append("{:.0%} ({:.0%})".format(*(fmean(values) for values in zip(*there, strict=True))))
-            table.add_row(name, *cells)
-        console.print(table)
+def table(lines: Lines) -> list[Table]:
+    """Means over the seeds, by data set."""
+    headings = ["selection", *(f"iteration {look}" for look in LOOKS), "on the object (of all patches)"]
+    tables = []
+    for data in dict.fromkeys(line["data"] for line in lines):
+        own = [line for line in lines if line["data"] == data]
+        rows = [[name, *_looks(own, name), _on_object(own, name)] for name in NAMES]
+        title = f"{data}, {len(own)} teachers: agreement with the end | evenness over positions"
+        tables.append(Table(title, [headings, *rows]))
+    return tables
+
+
+def _looks(own: Lines, name: str) -> list[str]:
+    return [
+        f"{fmean(x['agreement'][name][i] for x in own):.2f} | {fmean(x['evenness'][name][i] for x in own):.3f}"
+        for i in range(len(LOOKS))
+    ]
+
+
+def _on_object(own: Lines, name: str) -> str:
+    there = [(x["object_kept"][name], x["object"]) for x in own if name in x.get("object_kept", {})]
+    return "{:.0%} ({:.0%})".format(*(fmean(values) for values in zip(*there, strict=True))) if there else ""
+
+
+STUDY = Study(
+    name="why_random", about=__doc__, cells=cells, measure=measure, table=table,
+    page=Page("docs/inversion-methods.md", "Raw"), words=("experiment=methods",),
+    check=check_clients, in_turn="data",
+)  # fmt: skip
+main = command(STUDY)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ teacher, student = (build_model(ModelSpec("vit_tiny_patch16_224", 3, kwargs=kwar
 found = invert(teacher, torch.tensor([0, 1]), InversionConfig.paper(iterations=2, schedule="1:0.5"))
 record = distill(student, [teacher], found, DistillationConfig(steps=2, batch_size=2))
 print("steps", record.steps)
+
+import simulations.throughput  # on a machine that has no more
 """
 
 

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from simulations.one_device import FederationConfig
 from simulations.throughput import ThroughputConfig
+from simulations.throughput.one_device import FederationConfig
 from smi_fed.checks import SettingError, read
 from smi_fed.config import ClientConfig, ModelsConfig, ServerConfig, Settings, StrategyConfig
 from smi_fed.data import DataConfig

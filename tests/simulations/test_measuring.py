@@ -4,9 +4,10 @@ import time
 import pytest
 import torch
 
-from simulations import measuring
-from simulations.measuring import alternating, environment, matmul_rate, peak_bytes, random_model
-from simulations.naive_inversion import NaiveInversion, total_variation
+from simulations.runner.ledger import environment
+from simulations.throughput import measuring
+from simulations.throughput.measuring import alternating, matmul_rate, peak_bytes, random_model
+from simulations.throughput.naive import NaiveInversion, total_variation
 from tests.models import small_vit
 
 CPU = torch.device("cpu")

@@ -10,13 +10,14 @@ RUN = {
     "peak_megabytes_by_round": [790.0, 800.0], "server_seconds_per_client": 1.5,
     "inversion_seconds_per_client": 0.25, "distillation_seconds_per_client": 1.0, "seconds": 9.0,
 }  # fmt: skip
-SCALE = {
+SHARED = {
+    "seed": 0, "changes": ["distillation.steps=100"], "code": {"commit": "a", "sources": "b"},
     "environment": {"device_name": "Some CPU", "cores": 2, "threads": 1},
-    "overrides": ["experiment=scale", "distillation.steps=100"],
-    "runs": [RUN, RUN | {"clients": 64, "peak_megabytes": 880.0, "server_seconds_per_client": 1.2}],
-    "peak_ratio": 1.1,
-    "server_seconds_per_client_ratio": 0.8,
-}
+}  # fmt: skip
+SCALE = [
+    SHARED | RUN | {"key": "a"},
+    SHARED | RUN | {"key": "b", "clients": 64, "peak_megabytes": 880.0, "server_seconds_per_client": 1.2},
+]
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def files(project):
 
 def test_the_scale_benchmark_is_kept_and_told(project, tmp_path_factory):
     measured = tmp_path_factory.mktemp("scale")
-    (measured / "scale.json").write_text(json.dumps(SCALE))
-    (measured / "scale.png").write_bytes(b"picture")
+    text = "".join(json.dumps(line) + "\n" for line in SCALE)
+    (measured / "pieces.jsonl").write_text(text)
     before = files(project)
-    assert results.main(["--scale", str(measured / "scale.json")]) == 0
-    assert json.loads((project / "benchmarks/results/scale.json").read_text()) == SCALE
-    assert (project / "docs/scale.png").read_bytes() == b"picture"
+    assert results.main(["--scale", str(measured)]) == 0
+    assert (project / "benchmarks/results/scale.jsonl").read_text() == text
+    assert (project / "docs/scale.png").read_bytes().startswith(b"\x89PNG")
     text = (project / "docs/many-clients.md").read_text()
     section = text.partition("<!-- scale:start -->\n")[2].partition("<!-- scale:end -->")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
@@ -53,10 +54,19 @@ def test_the_scale_benchmark_is_kept_and_told(project, tmp_path_factory):
     assert "64 over 4 clients: 1.10 times the peak memory, 0.80 times the server's seconds per client." in section
     assert "`python -m simulations.scale --clients 4 64 --rounds 2 distillation.steps=100`" in section
     assert "models of 21.5 MB, Some CPU, 2 cores" in section
-    assert "](../benchmarks/results/scale.json)" in section
-    assert "](scale.png)" in section
-    changed = {str(path) for path, content in files(project).items() if before.get(path) != content}
-    assert changed <= {"benchmarks/results/scale.json", "docs/scale.png", "docs/many-clients.md"}
+    assert "](../benchmarks/results/scale.jsonl)" in section
+    after = files(project)
+    changed = {str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed == {f"benchmarks/results/scale.{kind}" for kind in ("json", "jsonl")} | {
+        "docs/scale.png", "docs/many-clients.md",
+    }  # fmt: skip
+
+
+def test_a_directory_without_lines_is_told(project, tmp_path, capsys):
+    before = files(project)
+    assert results.main(["--compare", str(tmp_path / "nowhere")]) == 2
+    assert "no measured lines in" in capsys.readouterr().err
+    assert files(project) == before
 
 
 def test_without_arguments_everything_stays(project):

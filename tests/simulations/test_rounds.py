@@ -1,10 +1,9 @@
-import io
-
 import pytest
-from rich.console import Console
 
-from simulations.measuring import PROJECT
-from simulations.rounds import METHODS, draw, overrides_of, print_table
+from simulations import rounds
+from simulations.rounds import METHODS, figure, overrides_of, table
+from simulations.runner.ledger import PROJECT
+from simulations.superlink import LaunchError
 from smi_fed.config import load_settings
 
 
@@ -28,13 +27,46 @@ LINES = [
 
 
 def test_the_table_says_what_rounds_add():
-    console = Console(file=io.StringIO(), width=110)
-    print_table(LINES, console)
-    text = console.file.getvalue()
-    assert "80.0, 90.0" in text
-    assert "five rounds over one: +15.0 points (+10.0, +20.0)" in text
+    (found,) = table(LINES)
+    assert found.rows[1] == ["five rounds", "85.0", "80.0, 90.0", "40.0"]
+    assert found.notes == ["five rounds over one: +15.0 points (+10.0, +20.0)"]
+
+
+def test_a_run_that_is_missing_is_in_no_difference():
+    (found,) = table([each for each in LINES if each["seed"] or each["method"] == "one round"])
+    assert found.notes == ["five rounds over one: +20.0 points (+20.0)"]
+    assert table(LINES[2:3])[0].notes == []
 
 
 def test_the_picture_is_drawn(tmp_path):
-    draw(LINES, tmp_path / "rounds.png")
+    figure(LINES).savefig(tmp_path / "rounds.png")
     assert (tmp_path / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("distillation.steps=0", "distillation.steps: got 0"),
+        ("strategy.rounds=none", "strategy.rounds"),
+        ("model=nonsense", "nonsense"),
+        ("model=shapes", "in_chans: got 3"),
+        ("server.device=cuda:99", "cuda:99"),
+        ("strategy.arguments={mu: 1}", "mu"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_flower_is_started(tmp_path, monkeypatch, capsys, word, says):
+    monkeypatch.setattr(rounds, "superlink", lambda: pytest.fail("started"))
+    assert rounds.main(["--output", str(tmp_path), word]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_run_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch, capsys):
+    def federated(words):
+        if "strategy.rounds=1" in words:
+            raise LaunchError("a run ended as finished:failed")
+        return {"accuracy": [0.5, 0.6]}
+
+    monkeypatch.setattr(rounds, "federated", federated)
+    assert rounds.main(["--output", str(tmp_path), "--methods", "one round", "five rounds", "FedAvg"]) == 1
+    assert len((tmp_path / "pieces.jsonl").read_text().splitlines()) == 2
+    assert "method one round: LaunchError: a run ended as finished:failed" in capsys.readouterr().err

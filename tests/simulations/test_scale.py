@@ -16,11 +16,13 @@ LINE = {
 def test_ratios_table_and_picture(tmp_path):
     lines = [LINE, {**LINE, "clients": 64, "peak_megabytes": 1400.0, "server_seconds_per_client": 1.0}]
     assert scale.ratios(lines) == {"peak_ratio": 1.4, "server_seconds_per_client_ratio": 0.5}
-    heading, first, last = scale.table(lines).splitlines()
-    assert heading.split()[0] == "clients"
-    assert first.split() == ["4", "900.00", "1000.00", "2.00", "0.50", "1.00", "10.00"]
-    assert last.split()[:3] == ["64", "900.00", "1400.00"]
-    scale.draw(tmp_path / "scale.png", lines)
+    (table,) = scale.table(lines)
+    assert table.rows[1:] == [
+        ["4", "1000", "900", "2.00", "0.50", "1.00"],
+        ["64", "1400", "900", "1.00", "0.50", "1.00"],
+    ]
+    assert table.notes == ["64 over 4 clients: 1.40 times the peak memory, 0.50 times the server's seconds per client."]
+    scale.figure(lines).savefig(tmp_path / "scale.png")
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -41,7 +43,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys, words):
 
 
 def test_settings_are_those_of_models_of_20_megabytes():
-    settings = scale.load_settings(scale.PROJECT / "conf", scale.join_overrides(scale.SETTINGS))
+    settings = scale.STUDY.compose(scale.SETTINGS)
     assert settings.model.of_client(0, scale.ARCH) == settings.model.student
     with pytest.raises(SettingError):
         settings.model.of_client(0, "another")

@@ -3,13 +3,13 @@ import statistics
 
 import pytest
 import torch
-from rich.console import Console
 
 from simulations import throughput
-from simulations.one_device import FederationConfig, federation, smooth_images
-from simulations.throughput import ThroughputConfig, main, summary
-from simulations.throughput_table import print_tables
-from smi_fed.checks import SettingError, read
+from simulations.throughput import ThroughputConfig, main, stages
+from simulations.throughput.one_device import FederationConfig, federation, smooth_images
+from simulations.throughput.stages import summary
+from simulations.throughput.table import tables
+from smi_fed.checks import SettingError
 from smi_fed.inversion import InversionConfig
 from smi_fed.inversion.flops import StageFlops
 
@@ -55,6 +55,13 @@ def test_a_setting_that_cannot_be(override, says, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "matmul_rate", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    assert main([f"out={tmp_path}/file/t.json"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
 def test_a_model_that_timm_does_not_know(capsys):
     assert main(["model=vit_huuuge"]) == 2
     assert "vit_huuuge" in capsys.readouterr().err
@@ -80,7 +87,7 @@ def test_out_of_memory_leaves_a_batch_out_of_the_sweep(monkeypatch, caplog):
     def refuses(config, model, targets):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(throughput, "stages_of", refuses)
+    monkeypatch.setattr(stages, "stages_of", refuses)
     model = throughput.random_model("vit_tiny_patch16_224", torch.device("cpu"), 5)
     assert throughput.sweep(ThroughputConfig(sweep=(3,)), model, 1.0) == []
     assert "batch 3 does not fit" in caplog.text
@@ -88,7 +95,7 @@ def test_out_of_memory_leaves_a_batch_out_of_the_sweep(monkeypatch, caplog):
 
 @pytest.fixture
 def small_models(monkeypatch):
-    from simulations import one_device
+    from simulations.throughput import one_device
 
     monkeypatch.setattr(one_device, "ARCHITECTURES", ("vit_tiny_patch16_224",) * 2)
     monkeypatch.setattr(one_device, "STUDENT", "vit_tiny_patch16_224")
@@ -112,7 +119,7 @@ def test_generated_images_are_images():
     assert 0 <= float(images.min()) < float(images.max()) <= 1
 
 
-def test_tables_show_what_was_measured(capsys):
+def test_tables_show_what_was_measured():
     config = ThroughputConfig(batch=2, iterations=10, schedule="4:0.5")
     counted = [StageFlops(0, 4, 4, 100, 0), StageFlops(4, 10, 2, 40, 7)]
     medians = {"naive": 3.0, "stage 0": 2.0, "stage 1": 0.5, "stop 1": 0.25}
@@ -123,18 +130,20 @@ def test_tables_show_what_was_measured(capsys):
         "agreement": {"iterations": 3, "mean_difference": 0.5 / 255, "same_patches": 1.0,
                       "confidence": {"fast": 0.5, "plain": 0.25}},
     }  # fmt: skip
-    print_tables(result, Console(width=100))
-    text = capsys.readouterr().out
-    assert "m, 2 images at once, float32; a CPU, 2 threads, torch 2.0; matmul 50 GFLOP/s" in text
-    assert "sparse over dense: 1.78" in text
-    assert "peak memory of the last stage over dense: 25.0%" in text
-    assert "0.50 of 255 grey levels" in text
+    stages, whole = tables([result])
+    assert stages.title.startswith("m, 2 images at once, float32; a CPU, 2 threads, torch 2.0; matmul 50 GFLOP/s in")
+    assert [row[:3] for row in stages.rows[1:]] == [
+        ["0 to 4", "4", "2000.0"], ["4 to 10", "2", "500.0"], ["naive", "all", "3000.0"],
+    ]  # fmt: skip
+    assert whole.rows[1:] == [
+        ["naive", "0.06667", "", "", "3"], ["dense", "0.1", "0.05", "0", "2"],
+        ["sparse", "0.1778", "0.07728", "0", "2 to 0"],
+    ]  # fmt: skip
+    assert {"sparse over dense: 1.78", "peak memory of the last stage over dense: 25.0%"} <= set(whole.notes)
+    assert "0.50 of 255 grey levels" in whole.notes[-1]
 
 
 def test_the_yaml_has_the_defaults_of_the_class():
-    from simulations.measuring import PROJECT
-    from smi_fed.config import compose
-
-    assert read(ThroughputConfig, compose(PROJECT / "simulations" / "conf", [], "throughput")) == ThroughputConfig()
+    assert throughput.settings([]) == ThroughputConfig()
     with pytest.raises(SettingError, match="steps"):
         FederationConfig(steps=0)

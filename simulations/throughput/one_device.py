@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from simulations.measuring import peak_bytes, random_model, synchronise
+from simulations.throughput.measuring import peak_bytes, random_model, synchronise
 from smi_fed.checks import Allowed, Count, Natural, checked
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig, SparseImages

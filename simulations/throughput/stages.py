@@ -1,35 +1,22 @@
-"""What an inversion costs, and against what: `python -m simulations.throughput [KEY=VALUE ...]`.
-
-Three yardsticks: `naive`, dense inversion as commonly published (`simulations.naive_inversion`);
-`dense`, our own engine without a stop, so that sparsity is credited only with what it
-adds; and the bound, FLOPs over the matrix-multiply rate that this device reached in this
-run. Settings and the command for a GPU: simulations/conf/throughput.yaml. Weights and images are
-random: what is timed does not depend on them.
-"""
+"""Settings; milliseconds, FLOPs and memory of an inversion's stages, and of whole trajectories made of them."""
 
 from __future__ import annotations
 
 import logging
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, field, replace
 from functools import partial
-from pathlib import Path
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from simulations.measuring import PROJECT, alternating, environment, matmul_rate, peak_bytes, random_model
-from simulations.naive_inversion import NaiveInversion
-from simulations.one_device import FederationConfig, federation
-from simulations.throughput_checks import agreement, whole_run
-from simulations.throughput_table import print_tables
-from smi_fed.checks import Count, Device, Flag, Natural, SettingError, Text, checked, read, require
-from smi_fed.config import compose
-from smi_fed.devices import choose_device
-from smi_fed.files import write_json
+from simulations.throughput.measuring import alternating, peak_bytes
+from simulations.throughput.naive import NaiveInversion
+from simulations.throughput.one_device import FederationConfig
+from smi_fed.checks import Count, Device, Flag, Natural, Text, checked, require
 from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.inversion.acceleration import accelerated
 from smi_fed.inversion.flops import StageFlops, stage_flops
@@ -39,7 +26,7 @@ from smi_fed.inversion.problem import Problem, pose
 from smi_fed.inversion.state import State
 from smi_fed.inversion.teacher import frozen
 from smi_fed.models import Classifier
-from smi_fed.progress import Bar, show_log
+from smi_fed.progress import Bar
 
 log = logging.getLogger("smi_fed")
 
@@ -48,7 +35,7 @@ CLASSES = 1000
 
 @checked
 class ThroughputConfig:
-    """Settings; see simulations/conf/throughput.yaml for what each is.
+    """Settings; see simulations/throughput/throughput.yaml for what each is.
 
     Raises:
         SettingError: naming what cannot be.
@@ -82,46 +69,6 @@ class ThroughputConfig:
         return InversionConfig.paper(**{"iterations": self.iterations, "schedule": self.schedule, **own, **changes})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write; returns the exit status."""
-    show_log()
-    try:
-        words = sys.argv[1:] if arguments is None else arguments
-        config = read(ThroughputConfig, compose(PROJECT / "simulations" / "conf", words, "throughput"))
-        device, reason = choose_device(config.device)
-        log.info("device: %s (%s)", device, reason)
-        result = measure(config, device)
-        print_tables(result)
-        if config.out:
-            write_json(Path(config.out).expanduser(), result)
-            print(f"written: {config.out}")
-    except (SettingError, OSError) as error:
-        print(f"smi-fed: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def measure(config: ThroughputConfig, device: torch.device) -> dict[str, Any]:
-    """All that the command measures, as it is written to JSON."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    model = random_model(config.model, device, CLASSES)
-    targets = torch.arange(config.batch, device=device) % CLASSES
-    rates = {name: matmul_rate(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
-    result: dict[str, Any] = {"config": asdict(config), "environment": environment(device), "matmul_rate": rates}
-    result |= trajectory(config, model, targets, rates[config.dtype])
-    if config.sweep:
-        result["sweep"] = sweep(config, model, rates[config.dtype])
-    if config.run:
-        result["run"] = whole_run(config.inversion(), config.run, model, targets, result["stages"])
-    result["agreement"] = agreement(config.inversion(), model, targets[:4])
-    if config.federation.images:
-        del model
-        result["federation"] = federation(config.federation, config.inversion(), device, config.seed)
-    return result
-
-
 def stages_of(config: ThroughputConfig, model: Classifier, targets: Tensor) -> tuple[Problem, list[State]]:
     """A batch at the beginning of each stage, the first one dense."""
     problem = pose(model, config.inversion(), config.seed)
@@ -140,7 +87,7 @@ def stepper(problem: Problem, state: State) -> Callable[[], Tensor]:
 
 
 def trajectory(config: ThroughputConfig, model: Classifier, targets: Tensor, rate: float) -> dict[str, Any]:
-    """Milliseconds, FLOPs and memory of every stage and method, and of whole trajectories."""
+    """Settings; milliseconds, FLOPs and memory of every stage and method, and of whole trajectories."""
     device = targets.device
     naive = NaiveInversion(model, targets, config.seed)
     counted = stage_flops(model, config.inversion(compile=False, precision="float32"))
@@ -156,7 +103,8 @@ def trajectory(config: ThroughputConfig, model: Classifier, targets: Tensor, rat
         }
         samples = config.warmup + config.repeats
         with Bar("samples", samples * (len(methods) + len(stops)), unit="sample") as bar:
-            tick = ticker(bar)
+            ticks = count(1)
+            tick = lambda: bar.at(next(ticks))  # noqa: E731
             times = alternating(
                 methods, device, repeats=config.repeats, warmup=config.warmup, inner=config.inner, tick=tick
             )
@@ -240,19 +188,3 @@ def sweep(config: ThroughputConfig, model: Classifier, rate: float) -> list[dict
             }
         rows.append(row)
     return rows
-
-
-def ticker(bar: Bar) -> Callable[[], None]:
-    """A call that moves `bar` by one."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        bar.at(done)
-
-    return tick
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smi_fed.models import Classifier, ModelSpec, build_model
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 SPREAD = 2.0
 """Standard deviation over classes that a trained model's logits have or exceed."""
@@ -113,28 +106,3 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         held += event["args"]["Bytes"]
         most = max(most, held)
     return most
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Where a measurement was made: versions, device, cores, threads, commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=PROJECT, capture_output=True, text=True,
-        check=False,
-    ).stdout.strip()  # fmt: skip
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "versions": {package: version(package) for package in ("torch", "timm", "numpy")},
-        "python": platform.python_version(),
-        "device": str(device),
-        "device_name": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "commit": commit or None,
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

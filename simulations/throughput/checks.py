@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simulations.measuring import alternating, synchronise
+from simulations.throughput.measuring import alternating, synchronise
 from smi_fed.inversion import InversionConfig, invert
 from smi_fed.models import Classifier
 

@@ -1,0 +1,7 @@
+"""`python -m simulations.methods`."""
+
+import sys
+
+from simulations.methods import main
+
+sys.exit(main())

@@ -1,0 +1,116 @@
+"""Tables for people, kept lines, and the pages that are made from them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.table
+from rich.console import Console
+
+from simulations.runner.ledger import LEDGER, Line, newest, read_lines
+from simulations.runner.study import Study, Table
+from smi_fed.files import replacing
+
+log = logging.getLogger("smi_fed")
+
+
+def show(tables: Sequence[Table], console: Console) -> None:
+    """Print tables."""
+    for each in tables:
+        if each.rows:
+            shown = rich.table.Table(*each.rows[0], title=each.title or None)
+            for row in each.rows[1:]:
+                shown.add_row(*row)
+            console.print(shown)
+        for note in each.notes:
+            console.print(note)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, without its title."""
+    heading, *others = (f"| {' | '.join(row)} |\n" for row in table.rows)
+    notes = "".join(f"\n{note}\n" for note in table.notes)
+    return heading + f"|{' --- |' * len(table.rows[0])}\n" + "".join(others) + notes
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib."""
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def keep(study: Study, directories: Sequence[Path], project: Path) -> None:
+    """Copy what was measured to benchmarks/results/, and draw it for docs/.
+
+    Lines of other code, overrides or devices than the last one's are left out, and a log line says how many.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    found = [line for each in directories for line in read_lines(each / LEDGER).values()]
+    if not found:
+        raise ValueError(f"no measured lines in {', '.join(map(str, directories))}")
+    lines = newest(found)
+    if left_out := len(found) - len(lines):
+        log.warning("%d of %d lines are of other code, overrides or devices: left out", left_out, len(found))
+    path = project / "benchmarks" / "results" / f"{study.name}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.with_suffix(".json").unlink(missing_ok=True)
+    if study.figure is not None:
+        save_figure(study.figure(lines), project / "docs" / study.picture)
+
+
+def kept(name: str, results: Path) -> tuple[Path, list[Line]]:
+    """The kept file of a study, and its lines.
+
+    One JSON document with a list in it stands for lines that share what is beside the list.
+    """
+    path = results / f"{name}.jsonl"
+    if path.exists():
+        return path, [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    path = path.with_suffix(".json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    (rows,) = (document.pop(key) for key in ("runs", "rows", "teachers") if key in document)
+    return path, [document | row for row in rows]
+
+
+def section(study: Study, results: Path) -> str:
+    """What a study's page shows, from the kept lines."""
+    assert study.page is not None
+    path, lines = kept(study.name, results)
+    tables = study.table(lines)
+    if study.page.markdown:
+        body = "".join(markdown(each) + "\n" for each in tables)
+    else:
+        file = io.StringIO()
+        show(tables, Console(file=file, width=110))
+        body = "```text\n" + "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n```\n"
+    command = f"python -m simulations.{study.name} {study.page.arguments(lines)}"
+    return f"{body}`{command}`{study.page.note(lines)} [{study.page.raw}](benchmarks/results/{path.name}).\n"
+
+
+def filled(text: str, file: str, sections: Mapping[str, tuple[str, Callable[[], str]]]) -> str:
+    """A page with its sections as they are now.
+
+    Args:
+        text: of the page.
+        file: its path from the project's root.
+        sections: by name: the page's path, and what writes the section.
+
+    Raises:
+        ValueError: a section's markers are not there.
+    """
+    up = "../" * file.count("/")
+    for name, (place, render) in sections.items():
+        if place == file:
+            before, start, rest = text.partition(f"<!-- {name}:start -->\n")
+            _, end, after = rest.partition(f"<!-- {name}:end -->")
+            if not end:
+                raise ValueError(f"{file}: no markers <!-- {name}:start --> and <!-- {name}:end -->")
+            text = before + start + render().replace("](benchmarks/", f"]({up}benchmarks/") + end + after
+    return text
