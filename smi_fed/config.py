@@ -29,7 +29,7 @@ from smi_fed.checks import (
     require,
 )
 from smi_fed.data import DataConfig
-from smi_fed.distillation import DistillationConfig
+from smi_fed.distillation import BY_CLASS, DistillationConfig
 from smi_fed.inversion import InversionConfig
 from smi_fed.layers import ABSENT, choice_paths, dotted_keys, nested, settled
 from smi_fed.models import ModelSpec
@@ -159,9 +159,14 @@ class Settings:
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
-        if self.distillation.ensemble == "class":
+        if self.distillation.ensemble in BY_CLASS:
             sends = self.client.send_label_counts
-            require(sends, "client.send_label_counts", sends, "true, where distillation.ensemble is class")
+            require(
+                sends,
+                "client.send_label_counts",
+                sends,
+                f"true, where distillation.ensemble is {self.distillation.ensemble}",
+            )
 
 
 def load_settings(directory: Path, overrides: str | Sequence[str] = "") -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from smi_fed.alignment import align_targets
 from smi_fed.checks import Count, checked
 from smi_fed.data import ImageSet
 from smi_fed.distillation import (
+    BY_CERTAINTY,
     DistillationConfig,
     DistillationRecord,
     distill,
@@ -173,6 +174,11 @@ def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
     return ensemble_weights(kind, [t.num_examples for t in teachers], [t.aligned_counts for t in teachers])
 
 
+def _together(logits: Iterable[Tensor], teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
+    """What these teachers say together (n, classes), by their logits, at temperature 1."""
+    return ensemble_probabilities(logits, weights_of(teachers, kind), by_certainty=kind in BY_CERTAINTY)
+
+
 def distill_student(
     student: Classifier,
     teachers: Sequence[AnyTeacher],
@@ -253,7 +259,7 @@ def scores_of(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet) -> tupl
             alone.append(Score(_mean(right), _mean(own), int(seen.sum())))
             yield logits
 
-    together = ensemble_probabilities(heard(), weights_of(teachers, kind))
+    together = _together(heard(), teachers, kind)
     return alone, _mean(together.argmax(1) == test.labels)
 
 
@@ -269,4 +275,4 @@ def ensemble_accuracy(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet)
 def ensemble_classes(teachers: Sequence[AnyTeacher], kind: str, images: Tensor) -> Tensor:
     """The student's class (n,) that the ensemble names for each image; one teacher is in memory at a time."""
     logits = (predict(teacher.aligned, images) for teacher in teachers)
-    return ensemble_probabilities(logits, weights_of(teachers, kind)).argmax(1)
+    return _together(logits, teachers, kind).argmax(1)

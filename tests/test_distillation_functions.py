@@ -1,5 +1,7 @@
 """The pure functions behind `distill`: ensemble, loss, mixup."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,9 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from smi_fed.distillation import (
+    BY_CLASS,
+    ENSEMBLES,
+    certainty,
     distillation_loss,
     ensemble_probabilities,
     ensemble_weights,
@@ -27,6 +32,8 @@ def seeded(seed=0):
         ("class", [1, 1], [[3, 0], [1, 5]], [[0.75, 0.0], [0.25, 1.0]]),
         ("class", [9, 9, 9], [[0, 2], [0, 2], [0, 0]], [[1 / 3, 0.5], [1 / 3, 0.5], [1 / 3, 0.0]]),
         ("class", [1], [(0, 4)], [[1.0, 1.0]]),
+        ("certainty", [10, 30], [None, None], [[0.5], [0.5]]),
+        ("class_certainty", [1, 1], [[3, 0], [1, 5]], [[0.75, 0.0], [0.25, 1.0]]),
     ],
 )
 def test_ensemble_weights_by_hand(kind, examples, counts, wanted):
@@ -35,13 +42,35 @@ def test_ensemble_weights_by_hand(kind, examples, counts, wanted):
     torch.testing.assert_close(weights, torch.tensor(wanted))
 
 
+def test_certainty_by_hand():
+    """Between two classes evenly: 1/2; of one alone: 1; a class that the teacher does not know costs nothing."""
+    logits = torch.tensor([[0.0, 0.0, -float("inf")], [50.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(certainty(logits), torch.tensor([[1 / 2], [1.0], [1 / 3]]))
+
+
+def test_a_sure_teacher_is_heard_more_where_it_is_sure():
+    """Against probabilities mixed by hand, at another temperature than that of the certainty."""
+    first = torch.tensor([[3.0, 0.0, 0.0], [0.1, 0.0, 0.2]])
+    second = torch.tensor([[0.0, 0.2, 0.1], [0.0, 4.0, 1.0]])
+    weights = torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.1, 0.9]])
+    expected = torch.zeros(2, 3)
+    for logits, weight in zip((first, second), weights, strict=True):
+        for image in range(2):
+            plain = [float(p) for p in logits[image].softmax(-1)]
+            sure = math.exp(sum(p * math.log(p) for p in plain))
+            expected[image] += sure * weight * (logits[image] / 2).softmax(-1)
+    expected /= expected.sum(1, keepdim=True)
+    found = ensemble_probabilities([first, second], weights, 2.0, by_certainty=True)
+    torch.testing.assert_close(found, expected)
+
+
 @given(
     st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, 10**6), min_size=n, max_size=n), min_size=1))
 )
 def test_every_class_shares_out_one_voice(counts):
-    for kind in ("uniform", "examples", "class"):
+    for kind in ENSEMBLES:
         weights = ensemble_weights(kind, [sum(each) for each in counts], counts)
-        assert weights.shape == (len(counts), len(counts[0]) if kind == "class" else 1)
+        assert weights.shape == (len(counts), len(counts[0]) if kind in BY_CLASS else 1)
         assert bool((weights >= 0).all())
         torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1]), atol=1e-5, rtol=0)
 
@@ -49,8 +78,13 @@ def test_every_class_shares_out_one_voice(counts):
 @pytest.mark.parametrize(
     ("kind", "examples", "counts", "says"),
     [
-        ("median", [1, 1], [None, None], "ensemble: got 'median', allowed: class | examples | uniform"),
-        ("class", [1, 1], [[1], None], "got 'class' but not every client sent label counts, allowed: uniform | exam"),
+        (
+            "median",
+            [1, 1],
+            [None, None],
+            "ensemble: got 'median', allowed: certainty | class | class_certainty | examples | uniform",
+        ),
+        ("class", [1, 1], [[1], None], "got 'class' but not every client sent label counts, allowed: certainty | exam"),
         ("class", [1, 1], [[1], [-1]], "got negative counts, allowed: counts >= 0"),
         ("examples", [1, -1], [None, None], "got negative counts, allowed: counts >= 0"),
     ],

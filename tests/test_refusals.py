@@ -71,7 +71,8 @@ FAULTS = {
     TrainingConfig: TRAINING,
     DistillationConfig: TRAINING | {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
-        "ensemble": ("median", "class | examples | uniform"), "relabel": (-0.1, NON_NEGATIVE),
+        "ensemble": ("median", "certainty | class | class_certainty | examples | uniform"),
+        "relabel": (-0.1, NON_NEGATIVE),
     },
     DataConfig: {
         "source": ("disk", "digits | folder | hub | shapes"), "name": (3, TEXT), "image_size": (7, "an int >= 8"),

@@ -1,17 +1,20 @@
 """A student out of teachers and synthetic images: `distill(student, teachers, images, config)`."""
 
-from smi_fed.distillation.config import ENSEMBLES, DistillationConfig, DistillationRecord
-from smi_fed.distillation.ensembles import ensemble_answers, ensemble_probabilities, ensemble_weights
+from smi_fed.distillation.config import BY_CERTAINTY, BY_CLASS, ENSEMBLES, DistillationConfig, DistillationRecord
+from smi_fed.distillation.ensembles import certainty, ensemble_answers, ensemble_probabilities, ensemble_weights
 from smi_fed.distillation.loop import distill
 from smi_fed.distillation.shown import coverage, distillation_loss, shown_tokens
 from smi_fed.distillation.views import Partners, blend, draw_partners, mix
 
 __all__ = [
+    "BY_CERTAINTY",
+    "BY_CLASS",
     "ENSEMBLES",
     "DistillationConfig",
     "DistillationRecord",
     "Partners",
     "blend",
+    "certainty",
     "coverage",
     "distill",
     "distillation_loss",

@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 from smi_fed.checks import Count, NonNegative, Positive, Text, checked, one_of, require
 from smi_fed.training import TrainingConfig
 
-ENSEMBLES = ("uniform", "examples", "class")
+ENSEMBLES = ("uniform", "examples", "class", "certainty", "class_certainty")
+
+BY_CLASS, BY_CERTAINTY = ("class", "class_certainty"), ("certainty", "class_certainty")
+"""Those that need every client's label counts, and those that ask how sure a teacher is of each image."""
 
 
 @checked
@@ -19,7 +22,8 @@ class DistillationConfig(TrainingConfig):
         temperature: of both softmaxes, above 0.
         mixup: Beta parameter of mixing pairs of synthetic images; 0 is off.
         tokens: which tokens the student is shown: all | kept | mixed (either, by batch).
-        ensemble: how teachers are weighted: uniform | examples | class.
+        ensemble: how teachers are weighted: uniform | examples | class | certainty |
+            class_certainty, see `ensemble_weights`.
         relabel: weight of the patch tokens' own labels (`smi_fed.relabelling`), >= 0; 0 is off, else
             the student has to be shown all tokens.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smi_fed.alignment import resize
 from smi_fed.checks import require_choice
-from smi_fed.distillation.config import ENSEMBLES
+from smi_fed.distillation.config import BY_CLASS, ENSEMBLES
 from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.training import evaluating
 
@@ -21,25 +21,28 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
 
     Args:
         kind: uniform | examples (by the client's examples) | class (by its examples of that class).
+            `certainty` is as uniform, and `class_certainty` as class: their other factor depends on
+            the image, see `certainty`.
         num_examples: per teacher.
-        label_counts: per teacher, examples of each class; needed for `class`.
+        label_counts: per teacher, examples of each class; needed where classes are weighted.
 
     Returns:
         (teachers, classes) or (teachers, 1) float32; every column sums to 1. A class that
         nobody has seen is weighted evenly.
 
     Raises:
-        ValueError: an unknown kind, negative counts, or `class` without every teacher's counts.
+        ValueError: an unknown kind, negative counts, or classes weighted without every teacher's counts.
     """
     require_choice("ensemble", kind, ENSEMBLES)
-    if kind == "class":
+    if kind in BY_CLASS:
         if any(counts is None for counts in label_counts):
             raise ValueError(
-                "ensemble: got 'class' but not every client sent label counts, allowed: uniform | examples"
+                f"ensemble: got {kind!r} but not every client sent label counts, "
+                "allowed: certainty | examples | uniform"
             )
         weights = torch.tensor([list(counts or ()) for counts in label_counts], dtype=torch.float32)
     else:
-        values = [1.0] * len(num_examples) if kind == "uniform" else [float(n) for n in num_examples]
+        values = [float(n) for n in num_examples] if kind == "examples" else [1.0] * len(num_examples)
         weights = torch.tensor(values)[:, None]
     if bool((weights < 0).any()):
         raise ValueError("ensemble: got negative counts, allowed: counts >= 0")
@@ -47,24 +50,44 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
     return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / len(weights))
 
 
-def ensemble_probabilities(logits: Iterable[Tensor], weights: Tensor, temperature: float = 1.0) -> Tensor:
+def certainty(logits: Tensor) -> Tensor:
+    """How sure a teacher is of each image, (b, 1) in [1/classes, 1]: exp(-entropy) of its probabilities.
+
+    One over the number of classes between which it hesitates. A teacher that has not seen the
+    like of an image is often unsure of it, and is heard less there; no client has to tell anything.
+    """
+    return (-torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)).exp()
+
+
+def ensemble_probabilities(
+    logits: Iterable[Tensor], weights: Tensor, temperature: float = 1.0, *, by_certainty: bool = False
+) -> Tensor:
     """Weighted mean (b, classes) of the teachers' softened probabilities, normalised again.
 
     With weights per class this is FedDF's average logits' cousin for skewed clients: a
     teacher is heard on a class as far as it has seen it.
+
+    Args:
+        by_certainty: each teacher's weights are multiplied by its `certainty` of the image.
     """
-    heard = (_heard(each, weight, temperature) for each, weight in zip(logits, weights, strict=True))
+    heard = (_heard(each, weight, temperature, by_certainty) for each, weight in zip(logits, weights, strict=True))
     return functools.reduce(torch.logaddexp, heard).softmax(-1)
 
 
-def _heard(logits: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def _heard(logits: Tensor, weight: Tensor, temperature: float, by_certainty: bool) -> Tensor:
     """Logarithm of one teacher's share (b, classes) in the ensemble."""
-    return (logits / temperature).log_softmax(-1) + weight.to(logits).log()
+    heard = (logits / temperature).log_softmax(-1) + weight.to(logits).log()
+    return heard + certainty(logits).log() if by_certainty else heard
 
 
 @torch.no_grad()
 def ensemble_answers(
-    teachers: Iterable[nn.Module], views: Sequence[Tensor], weights: Tensor, temperature: float
+    teachers: Iterable[nn.Module],
+    views: Sequence[Tensor],
+    weights: Tensor,
+    temperature: float,
+    *,
+    by_certainty: bool = False,
 ) -> list[Tensor]:
     """`ensemble_probabilities` (b, classes) of each view (b, c, h, w).
 
@@ -81,7 +104,7 @@ def ensemble_answers(
             logits = [answer(teacher, view) for view in views]
         del teacher  # before the next one is loaded
         _check_classes(number, logits[0].shape[1], total, weights)
-        own = [_heard(each, weights[number], temperature) for each in logits]
+        own = [_heard(each, weights[number], temperature, by_certainty) for each in logits]
         total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)] if total else own
     return [each.softmax(-1) for each in total]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from smi_fed.distillation.config import DistillationConfig, DistillationRecord
+from smi_fed.distillation.config import BY_CERTAINTY, DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
 from smi_fed.distillation.shown import Shown
 from smi_fed.distillation.views import draw, show
@@ -49,7 +49,8 @@ def distill(
             for relabelling their targets are the student's classes.
         generator: source of every random choice, those of dropout too; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
-            whatever `config.ensemble` says: only the caller knows what clients told of their data.
+            whatever `config.ensemble` says of them: only the caller knows what clients told of their
+            data. By `certainty` teachers are weighted for each image besides, where it says so.
         shares: (images,) how often each image is drawn, not normalised; None is evenly.
         progress: called with (steps done, loss tensor) after every step.
 
@@ -71,12 +72,15 @@ def distill(
     shown = Shown(student, sets, config, size, device)
     optimiser = Optimiser(student, config)
     started, losses = time.perf_counter(), []
+    sure = config.ensemble in BY_CERTAINTY
     blocks = _blocks(config, first[1] * size[0] * size[1])
     with seeded_torch(generator):
         for steps in blocks:
             draws = [draw(config, count, shares, generator) for _ in steps]
             views = show(sets, draws, size, device)
-            answers = ensemble_answers(_others(student, teachers), views, weights, config.temperature)
+            answers = ensemble_answers(
+                _others(student, teachers), views, weights, config.temperature, by_certainty=sure
+            )
             _check_classes(student, answers[0], views[0])
             student.train()
             try:
