@@ -71,7 +71,8 @@ def linear_head(model: Classifier) -> nn.Linear:
     Raises:
         SettingError: it is not one linear layer.
     """
-    head = model.backbone.get_classifier() if hasattr(model.backbone, "get_classifier") else None
+    backbone: Any = model.backbone
+    head = backbone.get_classifier() if hasattr(backbone, "get_classifier") else None
     require(isinstance(head, nn.Linear), "model.student", model.spec.name, "a timm model with one linear head")
     assert isinstance(head, nn.Linear)
     return head
