@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 
@@ -14,6 +16,16 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def vit():
     return small_vit()
+
+
+def pytest_collection_finish():
+    """Flower collects garbage with every reply, which takes long with all that torch and pytest hold."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

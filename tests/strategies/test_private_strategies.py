@@ -10,9 +10,7 @@ from flwr.serverapp import strategy as flower
 from smi_fed.pool import PoolConfig
 from smi_fed.strategies import records
 from tests.reference import aggregation as by_hand
-from tests.strategies.test_every_strategy import PIPELINE, SAMPLING, client, nodes, quick, run  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.strategies.test_every_strategy import PIPELINE, SAMPLING, client, nodes, run
 
 CLIENTS = 3
 SAMPLED = CLIENTS + 2  # with the one that fails and the one that is refused
