@@ -82,6 +82,7 @@ def test_stored_images_are_what_the_report_says(finished):
     assert kept == pytest.approx(report["inversion"]["kept_fraction"], abs=1e-6)
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_an_architecture_from_the_node_config(tmp_path):
     report = run(tmp_path, grid_nodes=nodes(2, arch="vit_p8_w96_d3"))
     assert {client["architecture"] for client in report["clients"]} == {
@@ -94,6 +95,7 @@ def test_an_unknown_architecture_in_the_node_config_is_that_nodes_failure(tmp_pa
         run(tmp_path, grid_nodes=nodes(2, arch="resnet"))
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_empty_and_one_class_partitions(tmp_path, caplog):
     """With a tiny alpha some own one class, one image or nothing; the others go on."""
     overrides = f"{SMOKE} data.alpha=0.001 seed=8 inversion.statistics=0"
@@ -107,12 +109,14 @@ def test_empty_and_one_class_partitions(tmp_path, caplog):
     assert min(client["num_examples"] for client in report["clients"] if client["admitted"]) == 1
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_one_class_per_client(tmp_path):
     overrides = f"{SMOKE} data.scheme=pathological data.classes_per_partition=1"
     report = run(tmp_path, overrides, grid_nodes=nodes(3))
     assert all(client["admitted"] for client in report["clients"])
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_a_client_with_few_examples_sends_no_statistics_and_is_inverted_without(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "smi_fed"):
         report = run(tmp_path, f"{SMOKE} client.minimum_examples=350")
@@ -124,6 +128,7 @@ def test_a_client_with_few_examples_sends_no_statistics_and_is_inverted_without(
     ]
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_without_label_counts(tmp_path):
     overrides = f"{SMOKE} client.send_label_counts=false distillation.ensemble=examples"
     assert run(tmp_path, overrides)["ensemble"]["weights"] == "examples"
