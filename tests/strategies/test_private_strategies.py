@@ -46,6 +46,7 @@ def adaptive(side, norm):
 
 def check_round(now, norm, side):
     """Whether each update was cut; what came out is the mean of the cut updates."""
+    assert now.examples.tolist() == [1] * CLIENTS  # the noise is for one of so many, not for what a client claims
     wanted, cut = by_hand.clip(now.sent, now.projected, norm)
     if side == "Client":  # clipped before the strategy sees it: the strategy itself never would
         np.testing.assert_allclose(now.replies, wanted, rtol=1e-5, atol=1e-6)
