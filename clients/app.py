@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def train_and_reply(message: Message, context: Context) -> Message:
     """Train on the node's own partition and reply with weights, spec and what settings allow to tell."""
     # Clients of a simulation share the machine, and two threads on a busy core are far slower than one.
     torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
-    settings = load_settings(CONF, str(context.run_config.get("overrides", "")))
+    settings = settings_of(str(context.run_config.get("overrides", "")))
     number = int(context.node_config.get("partition-id", 0))
     arch = context.node_config.get("arch")
     spec = settings.model.of_client(number, None if arch is None else str(arch))
@@ -55,6 +56,12 @@ def train_and_reply(message: Message, context: Context) -> Message:
         statistics=own_statistics(settings, model, data),
     )
     return Message(content, reply_to=message)
+
+
+@lru_cache(maxsize=8)
+def settings_of(overrides: str) -> Settings:
+    """The settings of a run, composed once: every message asks for them, and Hydra takes a quarter of a second."""
+    return load_settings(CONF, overrides)
 
 
 def train_round(

@@ -19,8 +19,10 @@ if ! usable "$venv/bin/python"; then
   rm -rf "$venv"
   "$python" -m venv "$venv"
 fi
-# uv resolves and links this many packages in seconds; the version is free, flwr brings its own.
+# uv resolves and links this many packages in seconds; the version is free, flwr brings its own. It leaves bytecode out
+# unless it is told, and where Python may not write any, each process would compile torch and timm again.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-"$venv/bin/python" -m uv pip install --python "$venv/bin/python" --constraint constraints.txt --editable '.[dev]'
+"$venv/bin/python" -m uv pip install --python "$venv/bin/python" --constraint constraints.txt \
+  --compile-bytecode --editable '.[dev]'
 touch "$venv/.ready"
 echo "ready: $venv ($("$venv/bin/python" --version))"

@@ -46,6 +46,12 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
+def kept_pixels(mask: Tensor, patch_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
+    """Share (b, 1, h, w) of each pixel that is kept, of images of `mask` (b, rows, columns) shown at `size`."""
+    pixels = mask.float().repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2)[:, None]
+    return pixels if size is None else resize(pixels, size)
+
+
 def align_targets(images: SparseImages, classes: Sequence[int] | None) -> SparseImages:
     """`images` with targets (b,) in the student's classes; multi-label targets stay as they are.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed import tokens
+from smi_fed.alignment import kept_pixels
 from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, unwrapped
 from smi_fed.sparse_images import SparseImages
@@ -27,21 +28,29 @@ from smi_fed.sparse_images import SparseImages
 class Relabelling:
     """Logits and labels of a student's patch tokens.
 
-    Labels do not follow `shift_images`: a pixel or so is a small part of a patch.
-
     Args:
         student: a `Classifier` of a token model, or such a timm ViT itself.
         sets: all images; targets (b,) in the student's classes.
-        kept: (images, n) share of each of the student's patches that lies under kept ones.
+        patch_size: height and width in pixels of the student's patches.
+        size: height and width in pixels at which it is shown the images.
+        device: of what `told` gives.
 
     Raises:
         ValueError: a student without one token for each patch, multi-label targets, or
             targets that are not among the student's classes.
     """
 
-    def __init__(self, student: nn.Module, sets: Sequence[SparseImages], kept: Tensor) -> None:
-        self.student, self.kept = student, kept.clamp(0, 1)  # shares of a third are not exact
-        self.targets = torch.cat(one_by_one(sets, _single_labels)).to(kept.device)
+    def __init__(
+        self,
+        student: nn.Module,
+        sets: Sequence[SparseImages],
+        patch_size: tuple[int, int],
+        size: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.student, self.patch_size, self.size = student, patch_size, size
+        self.masks = one_by_one(sets, lambda each: (each.mask.to(device), each.patch_size))
+        self.targets = torch.cat(one_by_one(sets, _single_labels)).to(device)
         self.classes = _vit(student).num_classes
         if bool(((self.targets < 0) | (self.targets >= self.classes)).any()):
             raise ValueError(
@@ -63,13 +72,29 @@ class Relabelling:
             handle.remove()
         return logits, token_logits(self.student, found[-1])
 
-    def target_labels(self, rows: Tensor) -> Tensor:
+    def target_labels(self, rows: Tensor, shift: Tensor | None = None) -> Tensor:
         """Labels (b, n, classes) of the tokens of images `rows` (b,), each summing to its kept share.
 
         It is linear: those of mixed images are mixed like the images.
+
+        Args:
+            rows: places of the images in all sets.
+            shift: (b, 2) pixels that each image is shifted by; None for none.
         """
-        labels = F.one_hot(self.targets[rows], self.classes).to(self.kept)
-        return self.kept[rows][:, :, None] * labels[:, None]
+        rows = rows.to(self.targets.device)
+        pixels, begin = self.targets.new_zeros(len(rows), 1, *self.size, dtype=torch.float32), 0
+        for mask, patch_size in self.masks:
+            here = (rows >= begin) & (rows < begin + len(mask))
+            pixels[here] = kept_pixels(mask[rows[here] - begin], patch_size, self.size)
+            begin += len(mask)
+        shown = pixels if shift is None else tokens.roll_images(pixels, shift.to(rows.device))
+        kept = F.avg_pool2d(shown, self.patch_size).flatten(1).clamp(0, 1)  # shares of a third are not exact
+        return of_targets(self.targets[rows], kept, self.classes)
+
+
+def of_targets(targets: Tensor, kept: Tensor, classes: int) -> Tensor:
+    """Labels (b, n, classes): those of `targets` (b,), as far as a token lies under kept patches, `kept` (b, n)."""
+    return kept[:, :, None] * F.one_hot(targets, classes).to(kept)[:, None]
 
 
 def relabelled(labels: Tensor, probabilities: Tensor) -> Tensor:

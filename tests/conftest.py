@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 
@@ -14,6 +16,23 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def vit():
     return small_vit()
+
+
+@pytest.fixture
+def uncounted(monkeypatch):
+    """For tests that are not about FLOPs, whose count takes longer than a small inversion."""
+    for name in ("trajectory_flops", "spent_flops"):
+        monkeypatch.setattr(f"smi_fed.pipeline.{name}", lambda *_: 0)
+
+
+def pytest_collection_finish():
+    """Flower collects garbage with every reply, which takes long with all that torch and pytest hold."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

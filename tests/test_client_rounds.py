@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from torch.nn import functional as F
 
+import clients.app
 from clients.rounds import TrainRequest, loss_of
 from smi_fed.data import ImageSet
 from smi_fed.models import build_model
@@ -113,3 +114,22 @@ def test_questions_differ_by_round_settings_and_weights():
     others = [asked(3).digest("settings"), asked().digest("others"), asked(**{"proximal-mu": 0.1}).digest("settings")]
     others.append(asked(weights=small_vit(depth=3, seed=9).state_dict()).digest("settings"))
     assert len({one, *others}) == 5
+
+
+def test_no_two_clients_and_no_two_rounds_share_their_draws(monkeypatch):
+    seen = {}
+
+    def noted(model, _data, _config, *, generator, loss):
+        first = next(model.parameters()).flatten()[0].item()
+        seen[server_round, number] = (generator.initial_seed(), first)
+        return 0.5
+
+    monkeypatch.setattr(clients.app, "train", noted)
+    run = SimpleNamespace(seed=3, data=None, client=SimpleNamespace(training=None, student_weight=0.0,
+                                                                    student_temperature=1.0))  # fmt: skip
+    for number in (0, 1):
+        for server_round in (1, 2):
+            own = clients.app.OwnModels(Context(1, number, {}, RecordDict(), {}), number)
+            clients.app.train_round(run, number, small_spec(), None, asked(server_round), own)
+    assert len({seed for seed, _ in seen.values()}) == 4
+    assert seen[1, 0][1] == seen[2, 0][1] != seen[1, 1][1] == seen[2, 1][1]  # each its own start

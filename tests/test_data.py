@@ -138,6 +138,15 @@ def test_partitions_are_a_function_of_the_seed(scheme):
     assert [part.tolist() for part in first] != [part.tolist() for part in other]
 
 
+def test_each_seed_draws_proportions_of_its_own():
+    """Not only which images of a class go where, but how many."""
+    counts = [
+        [LABELS[part].bincount(minlength=10).tolist() for part in partition(LABELS, SCHEMES["dirichlet"], 4, seed)]
+        for seed in (0, 1)
+    ]
+    assert counts[0] != counts[1]
+
+
 @pytest.mark.parametrize("classes", [1, 2, 10])
 def test_pathological_partitions_have_few_classes(classes):
     config = replace(SCHEMES["pathological"], classes_per_partition=classes)

@@ -46,13 +46,13 @@ def test_words_come_back_as_they_were(words):
     assert split_overrides(through_flower(overrides=join_overrides(words))["overrides"]) == words
 
 
-@pytest.mark.parametrize("text", [*AWKWARD, "${oc.env:HOME}", "\\${x}'"])
-def test_a_text_reaches_its_setting_unchanged(text):
-    words = ["data=folder", f"data.name={quoted(readable(text))}"]
-    found = compose(CONF, split_overrides(through_flower(overrides=join_overrides(words))["overrides"]))
-    assert found["data"]["name"] == text
-    if "\n" not in text:
-        assert compose(CONF, split_overrides(" ".join(words)))["data"]["name"] == text
+@pytest.mark.parametrize("lines", [False, True], ids=["a text", "a JSON list"])
+def test_texts_reach_their_settings_unchanged(lines):
+    texts = [each for each in [*AWKWARD, "${oc.env:HOME}", "\\${x}'"] if lines or "\n" not in each]
+    words = ["data=folder", *(f"+strategy.arguments.k{i}={quoted(readable(text))}" for i, text in enumerate(texts))]
+    sent = through_flower(overrides=join_overrides(words))["overrides"] if lines else " ".join(words)
+    found = compose(CONF, split_overrides(sent))
+    assert list(found["strategy"]["arguments"].values()) == texts
 
 
 @given(st.text(st.sampled_from("a'\"\\ :,=[]{}()$ü.\n\t%#")))
@@ -63,11 +63,11 @@ def test_hydra_reads_what_was_quoted(text):
     assert OverridesParser.create().parse_override(f"a={quoted(text)}").value() == text
 
 
-@pytest.mark.parametrize(
-    "text", ["it's", 'a "b" c', "10:0.3,20:0.3", "größe/数字", "/a b/c", "[2,4", "(b)", "a#b;c&d", "'", "choice(a,b)"]
-)
-def test_what_hydra_would_not_read_is_a_text(text):
-    assert compose(CONF, split_overrides(join_overrides([f"data.name={text}"])))["data"]["name"] == text
+def test_what_hydra_would_not_read_is_a_text():
+    texts = ["it's", 'a "b" c', "10:0.3,20:0.3", "größe/数字", "/a b/c", "[2,4", "(b)", "a#b;c&d", "'", "choice(a,b)"]
+    words = [f"+strategy.arguments.k{i}={text}" for i, text in enumerate(texts)]
+    found = compose(CONF, split_overrides(join_overrides(words)))
+    assert list(found["strategy"]["arguments"].values()) == texts
 
 
 @pytest.mark.parametrize(

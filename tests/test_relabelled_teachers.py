@@ -11,9 +11,8 @@ from smi_fed.distillation import DistillationConfig, distill
 from smi_fed.models import build_model
 from smi_fed.pipeline import TrainedTeacher, distill_student
 from smi_fed.pool import Entry
-from smi_fed.relabelling import Relabelling
 from tests.models import masked_model, small_spec, small_vit
-from tests.test_relabelling import QUICK, fresh, seeded, shares_of, sparse
+from tests.test_relabelling import QUICK, fresh, relabelling_of, seeded, sparse
 
 
 def multi_label(count=4):
@@ -78,7 +77,7 @@ def test_a_teacher_of_a_part_of_the_classes_teaches_its_targets():
     student = fresh()
     distill_student(student, [teacher], [found], config, seeded())
     with torch.no_grad():
-        _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+        _, of_tokens = relabelling_of(student, [found]).logits(found.images)
     wanted = torch.tensor([3, 1])[found.targets]
     assert float((of_tokens.argmax(-1) == wanted[:, None]).float().mean()) > 0.9
 

@@ -9,7 +9,6 @@ from torch import nn
 from smi_fed.distillation import (
     DistillationConfig,
     blend,
-    coverage,
     distill,
     distillation_loss,
     draw_partners,
@@ -17,10 +16,11 @@ from smi_fed.distillation import (
     mix,
 )
 from smi_fed.models import build_model
-from smi_fed.relabelling import Relabelling, relabelled
+from smi_fed.relabelling import Relabelling, of_targets, relabelled
 from smi_fed.sparse_images import SparseImages
-from smi_fed.training import Optimiser, shift_images
+from smi_fed.training import Optimiser, draw_shift, shift_images
 from tests.models import TOKEN_MODELS, small_spec, small_vit, token_model
+from tests.reference.plain_labels import token_labels
 
 QUICK = DistillationConfig(steps=4, batch_size=8)
 EVEN = torch.tensor([[0.5], [0.5]])
@@ -50,52 +50,31 @@ def fresh(seed=0, **kwargs):
     return build_model(small_spec(**kwargs))
 
 
-def shares_of(found, patch):
-    return torch.cat([coverage(each, (patch, patch), (16, 16)) for each in found])
+def relabelling_of(student, found, patch=4):
+    return Relabelling(student, found, (patch, patch), (16, 16), torch.device("cpu"))
 
 
-def slow_labels(found, patch, classes, rows, partners, wanted):
-    """Label of each token, from each of its pixels."""
-    masks, targets = [], []
-    for each in found:
-        ph, pw = each.patch_size
-        for image in range(len(each)):
-            masks.append([[bool(each.mask[image, y // ph, x // pw]) for x in range(16)] for y in range(16)])
-            targets.append(int(each.targets[image]))
-    labels = torch.zeros(len(rows), (16 // patch) ** 2, classes)
-    for place, row in enumerate(rows.tolist()):
-        parts = [(1.0, row)]
-        if partners is not None:
-            share, other = float(partners[0][place]), int(rows[partners[1][place]])
-            parts = [(share, row), (1 - share, other)]
-        for y in range(16):
-            for x in range(16):
-                token = (y // patch) * (16 // patch) + x // patch
-                for weight, image in parts:
-                    one_hot = torch.eye(classes)[targets[image]]
-                    labels[place, token] += weight * (one_hot if masks[image][y][x] else wanted[place]) / patch**2
-    return labels
-
-
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.4])
-@pytest.mark.parametrize("patch", [2, 4, 8])
-def test_labels_are_those_of_a_loop_over_pixels(patch, alpha):
+@pytest.mark.parametrize(
+    ("patch", "alpha", "jitter"), [(2, 0.0, 0), (4, 1.0, 0), (8, 0.4, 0), (2, 0.4, 2), (4, 0.0, 1), (8, 1.0, 3)]
+)
+def test_labels_are_those_of_a_loop_over_pixels(patch, alpha, jitter):
     found = [sparse(5), sparse(4, patch=8, seed=1), sparse(3, patch=2, seed=2)]
     rows = torch.tensor([0, 11, 3, 3, 6, 8])
+    shift = draw_shift(len(rows), jitter, seeded(3))
     partners = draw_partners(len(rows), alpha, seeded(5))
     wanted = torch.randn(6, 5, generator=seeded(7)).softmax(1)
-    relabelling = Relabelling(fresh(patch_size=patch, depth=1), found, shares_of(found, patch))
-    labels = relabelled(blend(relabelling.target_labels(rows), partners), wanted)
+    relabelling = relabelling_of(fresh(patch_size=patch, depth=1), found, patch)
+    labels = relabelled(blend(relabelling.target_labels(rows, shift), partners), wanted)
     assert labels.shape == (6, (16 // patch) ** 2, 5)
-    torch.testing.assert_close(labels, slow_labels(found, patch, 5, rows, partners, wanted), atol=1e-5, rtol=1e-5)
+    expected = token_labels(found, patch, 5, rows, wanted, shift, partners)
+    torch.testing.assert_close(labels, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(labels.sum(-1), torch.ones(labels.shape[:2]))
 
 
 def test_labels_by_hand():
-    found = replace(sparse(2), targets=torch.tensor([1, 0]))
     kept = torch.tensor([[1.0, 0.0, 0.25], [0.0, 0.0, 1.0]])
     wanted = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
-    told = Relabelling(fresh(depth=1), [found], kept).target_labels(torch.tensor([0, 1]))[..., :2]
+    told = of_targets(torch.tensor([1, 0]), kept, 2)
     pure = relabelled(told, wanted)
     torch.testing.assert_close(pure[0], torch.tensor([[0, 1], [0.5, 0.5], [0.375, 0.625]]))
     torch.testing.assert_close(pure[1], torch.tensor([[0.2, 0.8], [0.2, 0.8], [1, 0]]))
@@ -108,7 +87,7 @@ def test_labels_by_hand():
 @pytest.mark.parametrize("kind", TOKEN_MODELS)
 def test_image_logits_are_the_untouched_students(kind):
     student, found = token_model(kind), sparse(3)
-    logits, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    logits, of_tokens = relabelling_of(student, [found]).logits(found.images)
     assert torch.equal(logits, student(found.images))
     assert of_tokens.shape == (3, 16, 5)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
@@ -118,7 +97,7 @@ def test_image_logits_are_the_untouched_students(kind):
 def test_token_logits_are_the_heads_of_each_token(kind):
     student, found = token_model(kind), sparse(2)
     vit = student.backbone
-    _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+    _, of_tokens = relabelling_of(student, [found]).logits(found.images)
     features = vit.forward_features((found.images - student.mean) / student.std)
     for image in range(2):
         for token in range(16):
@@ -137,7 +116,7 @@ class BrokenNorm(nn.Module):
 
 def test_no_hook_is_left_after_an_interrupt():
     student, found = fresh(depth=1), sparse(2)
-    relabelling = Relabelling(student, [found], shares_of([found], 4))
+    relabelling = relabelling_of(student, [found])
     student.backbone.fc_norm = BrokenNorm()
     with pytest.raises(KeyboardInterrupt):
         relabelling.logits(found.images)
@@ -146,7 +125,7 @@ def test_no_hook_is_left_after_an_interrupt():
 
 def test_a_label_moves_its_own_token():
     student, found = small_vit(), sparse(2)
-    relabelling = Relabelling(student, [found], shares_of([found], 4))
+    relabelling = relabelling_of(student, [found])
     seen = []
     student.backbone.norm.register_forward_hook(lambda _m, _a, output: (output.retain_grad(), seen.append(output))[1])
     _, of_tokens = relabelling.logits(found.images)
@@ -157,19 +136,23 @@ def test_a_label_moves_its_own_token():
     assert float(student.backbone.patch_embed.proj.weight.grad.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("mixup", [0.0, 1.0, 0.4])
-def test_the_loss_of_distill_is_the_sum_of_both(mixup):
+@pytest.mark.parametrize(("mixup", "jitter"), [(0.0, 0), (1.0, 0), (0.0, 2), (0.4, 3)])
+def test_the_loss_of_distill_is_the_sum_of_both(mixup, jitter):
     student, teachers = fresh(patch_size=8), [small_vit(1), small_vit(2, patch_size=2, depth=1)]
     found = [sparse(6), sparse(5, patch=2, seed=1)]
-    config = DistillationConfig(steps=1, batch_size=7, jitter=0, mixup=mixup, relabel=0.3)
+    config = DistillationConfig(steps=1, batch_size=7, jitter=jitter, mixup=mixup, relabel=0.3)
     generator = seeded(4)
     rows = torch.randint(11, (7,), generator=generator)
+    shift = draw_shift(7, jitter, generator)
     partners = draw_partners(7, mixup, generator)
     with torch.no_grad():
-        batch = blend(torch.cat([each.images for each in found])[rows], partners)
+        batch = torch.cat([each.images for each in found])[rows]
+        if shift is not None:
+            batch = torch.stack([image.roll(by, (1, 2)) for image, by in zip(batch, shift.tolist(), strict=True)])
+        batch = blend(batch, partners)
         wanted = ensemble_probabilities([t(batch) for t in teachers], EVEN, 2.0)
-        _, of_tokens = Relabelling(student, found, shares_of(found, 8)).logits(batch)
-        labels = slow_labels(found, 8, 5, rows, partners, wanted)
+        _, of_tokens = relabelling_of(student, found, 8).logits(batch)
+        labels = token_labels(found, 8, 5, rows, wanted, shift, partners)
         each = [
             4 * (labels[i, k] * (labels[i, k].log() - (of_tokens[i, k] / 2).log_softmax(0))).nansum()
             for i in range(7) for k in range(4)
@@ -234,5 +217,5 @@ def test_tokens_learn_their_targets():
     config = DistillationConfig(steps=60, batch_size=16, jitter=0, mixup=0.0, relabel=1.0)
     distill(student, teachers, found, config, generator=seeded())
     with torch.no_grad():
-        _, of_tokens = Relabelling(student, [found], shares_of([found], 4)).logits(found.images)
+        _, of_tokens = relabelling_of(student, [found]).logits(found.images)
     assert float((of_tokens.argmax(-1) == found.targets[:, None]).float().mean()) > 0.9

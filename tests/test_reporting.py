@@ -2,11 +2,13 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from server import reporting
-from smi_fed.pipeline import Score
+from smi_fed.distillation import DistillationRecord
+from smi_fed.pipeline import InversionRecord, Score
 from smi_fed.strategies.round_record import Verdict
 from smi_fed.teachers import StoredTeacher
 from tests.models import small_spec
@@ -20,3 +22,23 @@ def test_a_teacher_that_guesses_is_warned_of(caplog):
     assert [line["test_accuracy"] for line in lines] == [0.1, None, 0.9]
     assert [bool(line["warning"]) for line in lines] == [True, False, False]
     assert "St Mary: 10.0 % of the test images of its classes is near chance" in caplog.text
+
+
+def test_what_rounds_spent_is_added_and_kept_shares_are_weighed_by_images():
+    rounds = [
+        SimpleNamespace(
+            inversions=[InversionRecord(2.0, 10, 40, 30, 0.25), InversionRecord(1.0, 5, 20, 10, 0.75)],
+            distillation=DistillationRecord(7, 0.5, [1.0]), seconds=4.0,
+        ),
+        SimpleNamespace(
+            inversions=[InversionRecord(0.5, 1, 4, 40, 0.5)], distillation=DistillationRecord(3, 0.25, [1.0]),
+            seconds=1.0,
+        ),
+    ]  # fmt: skip
+    assert reporting._inversions(rounds) == {
+        "images": 80, "seconds": 3.5, "flops": 16, "dense_flops": 64,
+        "kept_fraction": (30 * 0.25 + 10 * 0.75 + 40 * 0.5) / 80,
+    }  # fmt: skip
+    assert reporting._distillations(rounds)["steps"] == 10
+    seconds = reporting._seconds(rounds, [{"seconds": 6.0}, {"seconds": 9.0}], 9.5)
+    assert seconds == {"train": 4.0, "inversion": 3.5, "distillation": 0.75, "total": 9.5}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed import tokens
-from smi_fed.alignment import resize
+from smi_fed.alignment import kept_pixels
 from smi_fed.distillation.config import DistillationConfig
 from smi_fed.distillation.views import Draw, blend
 from smi_fed.lazy import one_by_one
@@ -36,7 +36,10 @@ class Shown:
         device: torch.device,
     ) -> None:
         self.student, self.config, self.mode = student, config, config.tokens
-        self.relabelling = _relabelling(student, sets, config.relabel, size, device) if config.relabel else None
+        self.relabelling = None
+        if config.relabel:
+            patch_size = require_patch_tokens(student, config.relabel)
+            self.relabelling = Relabelling(student, sets, patch_size, size, device)
         if self.mode == "all":
             return
         inner = unwrapped(student)
@@ -52,8 +55,9 @@ class Shown:
         if self.relabelling is None:
             return distillation_loss(self.logits(batch, drawn), probabilities, temperature)
         logits, of_tokens = self.relabelling.logits(batch)
-        rows = drawn.rows.to(batch.device)
-        labels = relabelled(blend(self.relabelling.target_labels(rows), drawn.partners), probabilities)
+        labels = relabelled(
+            blend(self.relabelling.target_labels(drawn.rows, drawn.shift), drawn.partners), probabilities
+        )
         each = distillation_loss(of_tokens.flatten(0, 1), labels.flatten(0, 1), temperature)
         return distillation_loss(logits, probabilities, temperature) + self.config.relabel * each
 
@@ -64,15 +68,6 @@ class Shown:
         patches = tokens.to_patches((batch - self.inner.mean) / self.inner.std, self.patch_size)
         kept = self.kept[drawn.rows.to(batch.device)]
         return tokens.forward_patches(self.inner.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
-
-
-def _relabelling(
-    student: nn.Module, sets: Sequence[SparseImages], weight: float, size: tuple[int, int], device: torch.device
-) -> Relabelling:
-    patch_size = require_patch_tokens(student, weight)
-    return Relabelling(
-        student, sets, torch.cat(one_by_one(sets, lambda each: coverage(each, patch_size, size))).to(device)
-    )
 
 
 def shown_tokens(
@@ -89,6 +84,4 @@ def shown_tokens(
 
 def coverage(images: SparseImages, patch_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
     """Share (b, n) of each patch of another grid that lies under kept patches, with the images shown at `size`."""
-    ph, pw = images.patch_size
-    pixels = images.mask.float().repeat_interleave(ph, 1).repeat_interleave(pw, 2)
-    return F.avg_pool2d(pixels[:, None] if size is None else resize(pixels[:, None], size), patch_size).flatten(1)
+    return F.avg_pool2d(kept_pixels(images.mask, images.patch_size, size), patch_size).flatten(1)

@@ -54,12 +54,16 @@ SPARSE = InversionConfig.paper(iterations=4, schedule="1:0.3,3:0.4", jitter=2)
 TARGETS = torch.tensor([0, 3])
 
 
+def model_of(kind):
+    if kind in TOKENS:
+        return token_model(kind)
+    name, kwargs = MASKED[kind]
+    return randomised(build_model(ModelSpec(name, num_classes=5, image_size=32, kwargs=kwargs)))
+
+
 @pytest.fixture(scope="module", params=[*TOKENS, *MASKED])
 def model(request):
-    if request.param in TOKENS:
-        return token_model(request.param)
-    name, kwargs = MASKED[request.param]
-    return randomised(build_model(ModelSpec(name, num_classes=5, image_size=32, kwargs=kwargs)))
+    return model_of(request.param)
 
 
 def seeded(seed=0):
@@ -134,7 +138,15 @@ NO_TABLE = ["LevitDistilled", "EfficientFormerV2", "MlpMixer"]
 """Their biases and gates belong to one grid, and timm resamples none of them."""
 
 
-def test_a_file_of_weights_is_loaded_whole_or_named(model, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain", "distilled", "attention pooled", "eva02", "rotary mixed", "dinov3", "beit", "relative positions",
+        "cait", "convit", "swin", "swin v2", "twins", "levit", "hiera", "efficientformer", "mixer", "resnet",
+    ],
+)  # fmt: skip
+def test_a_file_of_weights_is_loaded_whole_or_named(kind, tmp_path, caplog):
+    model = model_of(kind)
     torch.save(model.state_dict(), tmp_path / "theirs.pth")
     spec = replace(model.spec, kwargs={**model.spec.kwargs, "checkpoint_path": str(tmp_path / "theirs.pth")})
     pixels = torch.rand(2, 3, *model.image_size, generator=seeded())

@@ -46,8 +46,13 @@ def stopped_inversion(directory, model, at=9, config=PIXELS, **arguments):
                progress=killed_at(at), **arguments)  # fmt: skip
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 6, 7, 12, 18])
-@pytest.mark.parametrize("kind", ["pixels", "pyramid", "statistics", "masked"])
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        *(("pixels", at) for at in (1, 2, 3, 6, 7, 12, 18)), *(("pyramid", at) for at in (1, 3, 7)),
+        *(("statistics", at) for at in (2, 12, 18)), *(("masked", at) for at in (3, 7, 18)),
+    ],
+)  # fmt: skip
 def test_the_same_images_wherever_it_was_stopped(tmp_path, kind, at):
     model = masked_model("resnet") if kind == "masked" else small_vit()
     config = {"pixels": PIXELS, "masked": PIXELS, "pyramid": PYRAMID, "statistics": replace(PYRAMID, statistics=1.0)}

@@ -193,9 +193,14 @@ class Scarce:
         assert images[-1] == len(TARGETS)
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize(("size", "room"), [(4, 2), (4, 1), (4, 3), (5, 2), (2, 1), (64, 3)])
-@pytest.mark.parametrize("kind", ["pixels", "pyramid", "masked"])
+@pytest.mark.parametrize(
+    ("kind", "size", "room", "where"),
+    [
+        ("pixels", 4, 2, "backward"), ("pixels", 4, 1, "forward"), ("pixels", 4, 3, "backward"),
+        ("pixels", 5, 2, "forward"), ("pixels", 64, 3, "forward"), ("pyramid", 4, 1, "backward"),
+        ("pyramid", 5, 2, "forward"), ("masked", 4, 3, "forward"), ("masked", 2, 1, "backward"),
+    ],
+)  # fmt: skip
 def test_what_does_not_fit_is_halved_to_the_same_images(caplog, kind, size, room, where):
     model = (masked_model("resnet") if kind == "masked" else small_vit()).double()
     config = replace(PYRAMID if kind == "pyramid" else SPARSE, batch_size=size)
@@ -210,8 +215,9 @@ def test_what_does_not_fit_is_halved_to_the_same_images(caplog, kind, size, room
     assert f"out of memory with {together} images at once: going on with {-(-together // 2)}" in halved
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("since", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("since", "where"), [(1, "backward"), (2, "forward"), (3, "backward"), (4, "forward"), (5, "backward")]
+)
 def test_late_halves_go_on_and_do_not_start_anew(vit, caplog, since, where):
     model = vit.double()
     whole = invert(model, TARGETS[:4], SPARSE, generator=seeded())
@@ -255,7 +261,7 @@ def test_a_chosen_batch_where_two_images_do_not_fit(vit, monkeypatch):
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["still scarce", "plenty again"])
-@pytest.mark.parametrize("call", [4, 5, 6, 7, 9, 11, 14])
+@pytest.mark.parametrize("call", [4, 5, 6, 9, 14])
 def test_a_killed_inversion_goes_on_with_its_halves(tmp_path, vit, monkeypatch, call, again):
     monkeypatch.setattr("smi_fed.inversion.checkpoint.LARGEST_SHARE", float("inf"))
     model = vit.double()

@@ -20,7 +20,9 @@ def test_streams_steps_ids_and_keys_differ():
     base = randomness.uniform(1, ids, 0, randomness.START, 8)
     assert not torch.equal(base, randomness.uniform(2, ids, 0, randomness.START, 8))
     assert not torch.equal(base, randomness.uniform(1, ids, 1, randomness.START, 8))
-    assert not torch.equal(base, randomness.uniform(1, ids, 0, randomness.JITTER, 8))
+    streams = (randomness.START, randomness.JITTER, randomness.FLIP, randomness.SELECT)
+    draws = {stream: randomness.uniform(1, ids, 0, stream, 8) for stream in streams}
+    assert len({tuple(each.flatten().tolist()) for each in draws.values()}) == len(streams)
     assert len(set(map(tuple, base.tolist()))) == 3
 
 

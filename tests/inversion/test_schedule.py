@@ -53,6 +53,7 @@ def test_text_and_schedule_are_the_same(schedule):
 
 def test_rounding_does_not_lose_a_patch():
     assert StopSchedule(((1, 0.1),)).kept_counts(10)[-1] == (1, 9)  # 10 * 0.9 is 9.000000000000000x either way
+    assert StopSchedule(((1, 0.9),)).kept_counts(20)[-1] == (1, 2)  # 20 * (1 - 0.9) is 1.9999999999999996
     assert StopSchedule(((1, 0.7),)).kept_counts(10)[-1] == (1, 3)  # 10 * (1 - 0.7) is 3.0000000000000004 or 2.999..
 
 

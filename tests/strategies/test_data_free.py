@@ -68,7 +68,6 @@ def test_three_architectures_become_one_student(tmp_path):
         torch.testing.assert_close(student[key], value, atol=1e-6, rtol=1e-6)
     # FedAvg's own weighted mean of the clients' losses, by hand: (10 * 0 + 20 * 1 + 30 * 2) / 60
     assert result.train_metrics_clientapp[1]["train_loss"] == pytest.approx(80 / 60)
-    assert all(inversion.flops < inversion.dense_flops for inversion in record.inversions)
 
 
 def test_same_seed_same_student_whoever_answers_first():

@@ -158,7 +158,7 @@ def test_fedadam_by_hand(monkeypatch):
         np.testing.assert_allclose(array, before[i] + rate * first / (np.sqrt(second) + 1e-3), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["FedProx", "FedAvgM", "FedYogi", "FedAdagrad", "FedMedian", "FedTrimmedAvg", "Krum"])
+@pytest.mark.parametrize("name", ["FedProx", "FedAvgM", "FedMedian", "Krum"])
 def test_other_strategies_over_two_rounds(name):
     strategy = wrapped(inner(name, **({"proximal_mu": 0.1} if name == "FedProx" else {})), projection="per_teacher")
     parameters, _ = one_round(strategy, clients())
@@ -167,7 +167,7 @@ def test_other_strategies_over_two_rounds(name):
     assert all(np.isfinite(array).all() for array in parameters_to_ndarrays(again))
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdam"])
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam"])
 def test_refining_goes_on_from_the_refined_student(name, monkeypatch):
     strategy = wrapped(inner(name), refine=True)
     handed, result = projected_by_hand(strategy, SAME, monkeypatch)

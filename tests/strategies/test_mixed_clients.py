@@ -16,9 +16,7 @@ from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit
 from smi_fed.strategies.records import BadReplyError
 from tests.models import TINY, small_spec, small_vit
 from tests.strategies.test_admission import with_kwargs, with_spec
-from tests.strategies.test_every_strategy import PIPELINE, SAMPLING, client, quick, run  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.strategies.test_every_strategy import PIPELINE, SAMPLING, client, run
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 

@@ -14,7 +14,7 @@ from smi_fed.checks import SettingError
 from smi_fed.strategies import DataFreeDistillation, LegacyDataFreeDistillation
 from smi_fed.strategies.legacy import initial_parameters
 from smi_fed.strategies.wrapping import refuse_privacy_outside
-from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, quick, run  # noqa: F401
+from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, run
 from tests.strategies.test_legacy import Client, inner, one_round
 
 NAMES = [

@@ -16,9 +16,7 @@ from smi_fed.strategies.admission import Expectation, admit, claimed_arrays
 from smi_fed.strategies.records import BadReplyError
 from tests.models import masked_model, small_spec, small_vit
 from tests.own_models import NAME
-from tests.strategies.test_every_strategy import SAMPLING, client, quick, run  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.strategies.test_every_strategy import SAMPLING, client, run
 
 CPU = torch.device("cpu")
 EXPECTED = Expectation(student=small_spec(), channels=3)

@@ -1,6 +1,8 @@
 """A run that was killed goes on to the same student; here killed by exceptions, in tests/e2e by SIGKILL."""
 
 import json
+from functools import cache
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -43,6 +45,18 @@ def run(directory, client=client, nodes=NODES, name="FedAvg", evaluate_fn=None, 
     return strategy, result.arrays.to_torch_state_dict()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(directory, strategy, final weights) of a run that nobody disturbed, once of each kind."""
+
+    @cache
+    def undisturbed(name, projection):
+        directory = tmp_path_factory.mktemp(name) / "run"
+        return (directory, *run(directory, name=name, projection=projection))
+
+    return undisturbed
+
+
 def after(calls, function):
     """`function`, which kills its caller when it is called for the `calls`-th time."""
 
@@ -69,8 +83,8 @@ STAGES = {
 @pytest.mark.parametrize(
     ("stage", "projection"), [*((stage, "ensemble") for stage in STAGES), ("inversion of round 2", "per_teacher")]
 )
-def test_killed_in_any_stage(tmp_path, monkeypatch, stage, projection):
-    whole, wanted = run(tmp_path / "whole", projection=projection)
+def test_killed_in_any_stage(tmp_path, monkeypatch, whole, stage, projection):
+    _, undisturbed, wanted = whole("FedAvg", projection)
     with monkeypatch.context() as patch:
         STAGES[stage](patch)
         asked = after(5, client) if stage == "waiting" else client
@@ -82,14 +96,14 @@ def test_killed_in_any_stage(tmp_path, monkeypatch, stage, projection):
     again, found = run(tmp_path / "killed", nodes=nodes, projection=projection)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert [record.round for record in again.rounds] == [1, 2, 3]
-    for one, other in zip(again.rounds, whole.rounds, strict=True):
+    for one, other in zip(again.rounds, undisturbed.rounds, strict=True):
         assert one.reused == other.reused
         assert all(torch.equal(a.images, b.images) for a, b in zip(one.images, other.images, strict=True))
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAvgM"])
-def test_the_inner_strategys_memory_comes_back(tmp_path, name):
-    _, wanted = run(tmp_path / "whole", name=name)
+def test_the_inner_strategys_memory_comes_back(tmp_path, whole, name):
+    *_, wanted = whole(name, "ensemble")
 
     def killing(number, _arrays):
         if number == 2:
@@ -119,9 +133,9 @@ def test_who_replied_before_the_crash_is_not_asked_again(tmp_path, monkeypatch):
     assert "not finite" in reasons[22]
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path):
-    _, wanted = run(tmp_path)
-    again = wrapped(tmp_path)
+def test_a_finished_run_has_nothing_left_to_do(whole):
+    directory, _, wanted = whole("FedAvg", "ensemble")
+    again = wrapped(directory)
     assert again.remaining_rounds(ROUNDS) == 0
     found = again.initial_arrays.to_torch_state_dict()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -139,10 +153,10 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     ("options", "differs"),
     [({"seed": 1}, "seed"), ({"projection": "per_teacher"}, "projection"), ({"student": small_spec()}, "student")],
 )
-def test_the_state_of_another_run_is_refused(tmp_path, options, differs):
-    run(tmp_path)
+def test_the_state_of_another_run_is_refused(whole, options, differs):
+    directory, *_ = whole("FedAvg", "ensemble")
     with pytest.raises(FileFormatError, match=f"another, unfinished run, which differs in {differs};") as error:
-        wrapped(tmp_path, **options)
+        wrapped(directory, **options)
     assert "rounds.json" in str(error.value)
 
 
@@ -157,8 +171,8 @@ def test_a_broken_state_is_refused(tmp_path, content, says):
         wrapped(tmp_path)
 
 
-def test_a_broken_global_model_is_refused(tmp_path):
-    run(tmp_path)
+def test_a_broken_global_model_is_refused(whole, tmp_path):
+    copytree(whole("FedAvg", "ensemble")[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "global3.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(FileFormatError, match=r"global3\.safetensors"):

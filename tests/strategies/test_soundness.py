@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg, FedAvgM
 
 from smi_fed.models import ModelSpec, build_seeded
-from smi_fed.strategies import UnsoundStudentError, core, records
+from smi_fed.strategies import UnsoundStudentError, core
 from smi_fed.strategies.soundness import require_sound, with_sound_statistics
 from tests.models import masked_model
 from tests.strategies.test_trusted_rounds import MINIMA, start, wrapped
 
-RESNET = ModelSpec("resnet10t", 5, image_size=32)
+RESNET = ModelSpec("resnet10t", 5, image_size=32, kwargs={"channels": (8, 8, 16, 16), "stem_width": 8})
 VARIANCE = "backbone.bn1.running_var"
 
 
@@ -52,19 +51,10 @@ def test_momentum_over_batch_norm_ends_with_a_student_that_answers(monkeypatch):
         student.load_state_dict(state)
         require_sound(student.eval(), "the test")
 
-    start(strategy, resnet_client, rounds=4, evaluate_fn=evaluate)
+    start(strategy, rounds=4, evaluate_fn=evaluate)
     assert min(variances) > 0
     kept = inner.current_arrays.to_torch_state_dict()[VARIANCE]
     assert kept[0].item() == pytest.approx(variances[-1])  # what the strategy goes on from is what was sent
-
-
-def resnet_client(message, context):
-    number = context.node_config["partition-id"]
-    model = build_seeded(RESNET, number)
-    content = records.pack_reply(
-        model.spec, model.state_dict(), name=f"client {number}", num_examples=10, train_loss=1.0, label_counts=[2] * 5
-    )
-    return Message(content, reply_to=message)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, 3e38])

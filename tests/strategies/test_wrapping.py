@@ -13,9 +13,7 @@ from smi_fed.strategies import DataFreeDistillation, records
 from smi_fed.strategies.wrapping import clipped
 from tests.models import small_vit
 from tests.reference import aggregation as by_hand
-from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, quick, run  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.strategies.test_every_strategy import SAMPLING, STUDENT, client, run
 
 PRIVATE = (
     flower.DifferentialPrivacyServerSideFixedClipping,
