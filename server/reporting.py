@@ -30,11 +30,14 @@ def build(
     records: Sequence[RoundRecord],
     scores: Sequence[dict[str, Any]],
     student: Classifier,
-    test: ImageSet,
+    test: ImageSet | None,
     device: str,
     total: float,
 ) -> dict[str, Any]:
-    """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion."""
+    """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion.
+
+    Without `test` every test accuracy is None.
+    """
     found: dict[str, Any] = {
         "schema": report.SCHEMA_VERSION,
         "status": "completed",
@@ -56,7 +59,7 @@ def build(
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
-        alone, together = scores_of(last.teachers, kind, test)
+        alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
         found["clients"] = _clients(last.verdicts, alone)
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
         found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
@@ -79,7 +82,7 @@ def _seconds(records: Sequence[RoundRecord], scores: Sequence[dict[str, Any]], t
 
 def _round(record: RoundRecord) -> dict[str, Any]:
     """What one round spent and gave."""
-    refused = [{"node": str(v.node), "reason": v.reason} for v in record.verdicts if not v.admitted]
+    refused = [{"node": str(v.node), "name": v.name, "reason": v.reason} for v in record.verdicts if not v.admitted]
     return {
         "admitted": [verdict.teacher.name for verdict in record.verdicts if verdict.teacher is not None],
         "refused": refused,
@@ -112,12 +115,16 @@ def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
 
 
 def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of."""
+    """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of.
+
+    Args:
+        alone: a score for each teacher, or none where nothing was tested.
+    """
     scores, lines = iter(alone), []
     for verdict in verdicts:
         teacher = verdict.teacher
-        score = None if teacher is None else next(scores)
-        name = teacher.name if teacher else f"node {verdict.node}"
+        score = None if teacher is None else next(scores, None)
+        name = teacher.name if teacher else verdict.name or f"node {verdict.node}"
         warning = "" if score is None else score.doubt(verdict.train_loss)
         if warning:
             log.warning("%s: %s", name, warning)
@@ -126,6 +133,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
             "name": name,
             "architecture": verdict.architecture,
             "num_examples": verdict.num_examples,
+            "train_loss": verdict.train_loss if teacher else None,
             "test_accuracy": None if score is None else score.accuracy,
             "admitted": verdict.admitted,
             "reason": verdict.reason,

@@ -33,6 +33,7 @@ class Verdict:
 
     Attributes:
         reason: why it is no teacher; empty where it is one.
+        name: what the client is called, as far as that is known.
         teacher: its model, on disk.
         images: its synthetic images; None until it was inverted.
         inversion: what they took.
@@ -45,6 +46,7 @@ class Verdict:
     train_loss: float = 0.0
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     reason: str = ""
+    name: str = ""
     teacher: StoredTeacher | None = field(default=None, repr=False)
     images: StoredImages | None = field(default=None, repr=False)
     inversion: InversionRecord | None = None
