@@ -84,7 +84,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     """What one round spent and gave."""
     refused = [{"node": str(v.node), "name": v.name, "reason": v.reason} for v in record.verdicts if not v.admitted]
     return {
-        "admitted": [verdict.teacher.name for verdict in record.verdicts if verdict.teacher is not None],
+        "admitted": [verdict.called for verdict in record.admitted],
         "refused": refused,
         "reused": record.reused,
         "server_seconds": record.seconds,
@@ -124,7 +124,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
     for verdict in verdicts:
         teacher = verdict.teacher
         score = None if teacher is None else next(scores, None)
-        name = teacher.name if teacher else verdict.name or f"node {verdict.node}"
+        name = verdict.called
         warning = "" if score is None else score.doubt(verdict.train_loss)
         if warning:
             log.warning("%s: %s", name, warning)
@@ -149,7 +149,7 @@ def draw(output: Path, last: RoundRecord, finished: dict[str, Any], class_names:
         output / "curves.png", last.distillation.losses, finished["rounds"], finished["clients"], accuracy_of_ensemble
     )
     shown = list(zip(last.stored, last.teachers, strict=True))[:PICTURED]
-    names = [teacher.name for _, teacher in shown]
+    names = [verdict.called for verdict in last.admitted[:PICTURED]]
     images = Lazily(shown, lambda pair: align_targets(pair[0].load(), pair[1].classes))
     report.plot_images(output / "synthetic.png", images, names, class_names)
 

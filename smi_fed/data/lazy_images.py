@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from smi_fed.data.config import DataConfig
 from smi_fed.data.decoding import check_header, finished, read_pixels, resize
 from smi_fed.files import FileFormatError
+
+ALIGNED = 16
+"""Bytes; floats may not begin anywhere."""
 
 NAMED = 5
 """Most broken files that one error names."""
@@ -59,17 +63,32 @@ class Kept:
     """Images in memory, as long as there is room; nothing is ever thrown out for another.
 
     Rows are drawn at random, so that whichever half is kept, half of the draws find theirs.
+    All lie in one piece of memory: single ones among the decoders' short-lived arrays would
+    leave holes of several times their own size.
     """
 
     def __init__(self, room: int) -> None:
-        self.room, self.images, self.lock = room, dict[int, Tensor](), threading.Lock()
+        self.room, self.used, self.lock = room, 0, threading.Lock()
+        self.places: dict[int, Tensor] = {}
+
+    @cached_property
+    def memory(self) -> Tensor:
+        """(room,) uint8; the system hands its pages out when they are written."""
+        return torch.empty(self.room, dtype=torch.uint8)
 
     def offer(self, number: int, image: Tensor) -> None:
         """Keep an image if there is room."""
         with self.lock:
-            if image.nbytes <= self.room and number not in self.images:
-                self.images[number] = image
-                self.room -= image.nbytes
+            end = self.used + image.nbytes
+            if end > self.room or number in self.places:
+                return
+            place = self.memory[self.used : end].view(image.dtype).view(image.shape)
+            self.places[number] = place.copy_(image)
+            self.used = -(-end // ALIGNED) * ALIGNED
+
+    def get(self, number: int) -> Tensor | None:
+        """The image, if it is kept."""
+        return self.places.get(number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +207,7 @@ class LazyImages:
 
     def _image(self, number: int, keep: bool) -> Tensor:
         """(c, h, w) at the configured size."""
-        known = self.kept.images.get(number)
+        known = self.kept.get(number)
         if known is not None:
             return finished(known, self.config) if known.dtype == torch.uint8 else known
         pixels = self.decoder.pixels(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -96,13 +95,14 @@ class Arrivals:
             self._agree(teacher.spec.class_names)
         except BadReplyError as error:
             return Verdict(answer.node, reason=str(error), name=answer.claim.name)
-        teacher = replace(teacher, name=self._called(teacher.name or f"node {answer.node}", answer.node))
-        stored = self.state.keep_teacher(self.round, teacher, file_name(teacher.name))
+        teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
+        name = self._called(teacher.name, answer.node)
+        stored = self.state.keep_teacher(self.round, teacher, file_name(name))
         architecture = describe(teacher.spec)
-        log.info("%s, node %d admitted: %s, %d examples", teacher.name, answer.node, architecture, teacher.num_examples)
+        log.info("%s, node %d admitted: %s, %d examples", name, answer.node, architecture, teacher.num_examples)
         return Verdict(
             answer.node, architecture, teacher.num_examples, answer.claim.train_loss, dict(answer.claim.metrics),
-            name=teacher.name, teacher=stored, reply=answer.reply,
+            name=name, teacher=stored, reply=answer.reply,
         )  # fmt: skip
 
     def _agree(self, names: tuple[str, ...] | None) -> None:
@@ -116,7 +116,11 @@ class Arrivals:
             raise BadReplyError(reason)
 
     def _called(self, name: str, node: int) -> str:
-        """The name of a client; with its node where another node had that name before."""
+        """The name of a client; with its node where another node had that name before.
+
+        A name from outside has no brackets, so nobody can take this one. Draws go by the name
+        that the client sent: none depends on who else has it.
+        """
         if self.owners.setdefault(name, node) == node:
             return name
         log.warning("two nodes have the name %r: node %d is told apart by its number", name, node)
@@ -147,7 +151,7 @@ class Arrivals:
 
         def attempt() -> Any:
             return invert_teacher(
-                stored.load(), client_number(_own_name(stored)), self.pipeline, self.generator(stored, INVERSION),
+                stored.load(), client_number(stored.name), self.pipeline, self.generator(stored, INVERSION),
                 last=None if last is None else at_hand(last), checkpoint=checkpoint,
             )  # fmt: skip
 
@@ -168,7 +172,7 @@ class Arrivals:
         Raises:
             TooFewTeachersError: fewer than `least` teachers were admitted, or are left after inversion.
         """
-        self.verdicts.sort(key=lambda v: (_own_name(v.teacher) if v.teacher else "~", v.node))
+        self.verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
         self._require_teachers(least)
         self.state.keep_verdicts(self.round, self.verdicts)
         while self.invert_next():
@@ -198,14 +202,9 @@ class Arrivals:
         """
         teacher = verdict.teacher
         assert teacher is not None
-        name = f"node {verdict.node}" if self.by_node else teacher.name
+        name = f"node {verdict.node}" if self.by_node else verdict.called
         return f"{name}, {teacher.spec.image_size or teacher.spec.kwargs.get('img_size')}, {teacher.classes}"
 
     def generator(self, teacher: StoredTeacher, purpose: int) -> torch.Generator:
         """One teacher's own in this round, whoever else is there."""
-        return seeded(self.seed, self.round, client_number(_own_name(teacher)), purpose)
-
-
-def _own_name(teacher: StoredTeacher) -> str:
-    """What a client called itself: no draw depends on who else has its name. A name from outside has no brackets."""
-    return re.sub(r" \(node \d+\)$", "", teacher.name)
+        return seeded(self.seed, self.round, client_number(teacher.name), purpose)
