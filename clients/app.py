@@ -43,6 +43,7 @@ def train_and_reply(message: Message, context: Context) -> Message:
 def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
     spec = settings.model.of_client(node.number, node.arch)
     data, _, spec = node_images(settings, node, spec)
+    data = data.loaded()
     settings = replace(settings, data=node.data)
     request = TrainRequest(message, settings.model.student)
     model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
@@ -87,7 +88,7 @@ def train_round(
 def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:
     """The training images of client `number` of so many that share the run's data, see `node_images`."""
     node = node_of(settings, NodeConfig(partition_id=number, num_partitions=partitions))
-    return node_images(settings, node, spec)[0]
+    return node_images(settings, node, spec)[0].loaded()
 
 
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:

@@ -158,12 +158,13 @@ def _named_by_place(places: tuple[str, ...], number: int) -> str:
 def node_images(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageSet, ImageSet, ModelSpec]:
     """(train, held out) of a node, at the size and of the classes that its model knows; and the model with its classes.
 
-    Of a source that all share nothing is held out here: its test split is the server's.
+    Nothing is decoded yet; `loaded` does it where all fit into memory. Of a source that all
+    share nothing is held out here: its test split is the server's.
 
     Raises:
         EmptyPartitionError: there is no image.
         SettingError: a class that the federation does not know, or a part that does not exist.
-        FileNotFoundError, FileFormatError: naming what is missing or broken.
+        FileNotFoundError: naming what is missing.
     """
     if node.owned:
         train, held_out, spec = _owned(settings, node, spec)
@@ -183,7 +184,7 @@ def node_images(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageS
         )
     with torch.device("meta"):
         size = build_model(spec).image_size
-    return train.loaded().resized(size), held_out.loaded().resized(size), spec
+    return train.resized(size), held_out.resized(size), spec
 
 
 def _owned(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageSet, ImageSet, ModelSpec]:

@@ -178,7 +178,8 @@ class LazyImages:
             FileFormatError: naming images that cannot be read.
         """
         numbers = self.numbers.tolist()
-        if 4 * math.prod(self.shape) <= self.config.memory * 2**20:
+        largest = max(math.prod(self.size), self.config.image_size**2)
+        if 4 * len(numbers) * self.config.channels * largest <= self.config.memory * 2**20:
             return self._decode(numbers, keep=False).to(self.device)
         with ThreadPoolExecutor(self.config.workers) as threads:
             broken = [each for each in threads.map(self._fault, numbers) if each]
