@@ -12,14 +12,14 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.node import Node, NodeConfig, node_images, node_of, telling
 from clients.rounds import OwnModels, TrainRequest, loss_of
-from smi_fed.alignment import resize
 from smi_fed.config import Settings, load_settings
-from smi_fed.data import ImageSet, load_images, partition
+from smi_fed.data import ImageSet
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
-from smi_fed.strategies.records import pack_reply
+from smi_fed.strategies.records import clean_name, pack_reply
 from smi_fed.tokens import is_token_model
 from smi_fed.training import train
 
@@ -29,27 +29,31 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 app = ClientApp()
 
 
-class EmptyPartitionError(RuntimeError):
-    """This client has no data to train on."""
-
-
 @app.train()
 def train_and_reply(message: Message, context: Context) -> Message:
-    """Train on the node's own partition and reply with weights, spec and what settings allow to tell."""
+    """Train on the node's own images and reply with weights, spec and what settings allow to tell."""
     # Clients of a simulation share the machine, and two threads on a busy core are far slower than one.
     torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
-    settings = settings_of(str(context.run_config.get("overrides", "")))
-    number = int(context.node_config.get("partition-id", 0))
-    arch = context.node_config.get("arch")
-    spec = settings.model.of_client(number, None if arch is None else str(arch))
-    data = own_images(settings, number, int(context.node_config.get("num-partitions", 1)), spec)
+    with telling(clean_name(str(context.node_config.get("name", "")))):
+        settings = settings_of(str(context.run_config.get("overrides", "")))
+        node = node_of(settings, NodeConfig.of(context.node_config), context.node_id)
+    with telling(node.name):
+        return _reply(settings, node, message, context)
+
+
+def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
+    spec = settings.model.of_client(node.number, node.arch)
+    data, _, spec = node_images(settings, node, spec)
+    data = data.loaded()
+    settings = replace(settings, data=node.data)
     request = TrainRequest(message, settings.model.student)
-    model, loss = train_round(settings, number, spec, data, request, OwnModels(context, number))
-    log.info("client %d, round %d: %s on %d images, loss %.3f", number, request.round, spec.name, len(data), loss)
+    model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
+    log.info("%s, round %d: %s on %d images, loss %.3f",
+             node.name or "this node", request.round, spec.name, len(data), loss)  # fmt: skip
     content = pack_reply(
         spec,
         model.state_dict(),
-        name=f"client {number}",
+        name=node.name,
         num_examples=len(data),
         train_loss=loss,
         label_counts=data.label_counts().tolist() if settings.client.send_label_counts else None,
@@ -89,22 +93,9 @@ def train_round(
 
 
 def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:
-    """The training images of partition `number`, of the classes and at the size that `spec` knows.
-
-    Raises:
-        EmptyPartitionError: there are none.
-        SettingError: the partition does not exist.
-    """
-    images, _ = load_images(settings.data)
-    parts = partition(images.labels, settings.data, partitions, settings.seed)
-    if not 0 <= number < len(parts):
-        raise EmptyPartitionError(f"partition-id: got {number}, allowed: 0 to {len(parts) - 1}")
-    own = images.select(parts[number]).of_classes(spec.class_names)
-    if not len(own):
-        raise EmptyPartitionError(f"partition {number} of {len(parts)} is empty: this client has nothing to train on")
-    with torch.device("meta"):
-        size = build_model(spec).image_size
-    return replace(own, images=resize(own.images, size), masks=None)  # masks are of the first size
+    """The training images of client `number` of so many that share the run's data, see `node_images`."""
+    node = node_of(settings, NodeConfig(partition_id=number, num_partitions=partitions))
+    return node_images(settings, node, spec)[0].loaded()
 
 
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:

@@ -30,11 +30,14 @@ def build(
     records: Sequence[RoundRecord],
     scores: Sequence[dict[str, Any]],
     student: Classifier,
-    test: ImageSet,
+    test: ImageSet | None,
     device: str,
     total: float,
 ) -> dict[str, Any]:
-    """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion."""
+    """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion.
+
+    Without `test` every test accuracy is None.
+    """
     found: dict[str, Any] = {
         "schema": report.SCHEMA_VERSION,
         "status": "completed",
@@ -56,7 +59,7 @@ def build(
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
-        alone, together = scores_of(last.teachers, kind, test)
+        alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
         found["clients"] = _clients(last.verdicts, alone)
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
         found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
@@ -79,9 +82,9 @@ def _seconds(records: Sequence[RoundRecord], scores: Sequence[dict[str, Any]], t
 
 def _round(record: RoundRecord) -> dict[str, Any]:
     """What one round spent and gave."""
-    refused = [{"node": str(v.node), "reason": v.reason} for v in record.verdicts if not v.admitted]
+    refused = [{"node": str(v.node), "name": v.name, "reason": v.reason} for v in record.verdicts if not v.admitted]
     return {
-        "admitted": [verdict.teacher.name for verdict in record.verdicts if verdict.teacher is not None],
+        "admitted": [verdict.called for verdict in record.admitted],
         "refused": refused,
         "reused": record.reused,
         "server_seconds": record.seconds,
@@ -112,12 +115,16 @@ def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
 
 
 def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of."""
+    """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of.
+
+    Args:
+        alone: a score for each teacher, or none where nothing was tested.
+    """
     scores, lines = iter(alone), []
     for verdict in verdicts:
         teacher = verdict.teacher
-        score = None if teacher is None else next(scores)
-        name = teacher.name if teacher else f"node {verdict.node}"
+        score = None if teacher is None else next(scores, None)
+        name = verdict.called
         warning = "" if score is None else score.doubt(verdict.train_loss)
         if warning:
             log.warning("%s: %s", name, warning)
@@ -126,6 +133,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
             "name": name,
             "architecture": verdict.architecture,
             "num_examples": verdict.num_examples,
+            "train_loss": verdict.train_loss if teacher else None,
             "test_accuracy": None if score is None else score.accuracy,
             "admitted": verdict.admitted,
             "reason": verdict.reason,
@@ -141,7 +149,7 @@ def draw(output: Path, last: RoundRecord, finished: dict[str, Any], class_names:
         output / "curves.png", last.distillation.losses, finished["rounds"], finished["clients"], accuracy_of_ensemble
     )
     shown = list(zip(last.stored, last.teachers, strict=True))[:PICTURED]
-    names = [teacher.name for _, teacher in shown]
+    names = [verdict.called for verdict in last.admitted[:PICTURED]]
     images = Lazily(shown, lambda pair: align_targets(pair[0].load(), pair[1].classes))
     report.plot_images(output / "synthetic.png", images, names, class_names)
 

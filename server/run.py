@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from smi_fed import report
 from smi_fed.alignment import class_positions, union_of_classes
 from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
-from smi_fed.data import load_images
+from smi_fed.data import ImageSet, shared_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
 from smi_fed.models import ModelSpec, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.strategies import DataFreeDistillation
+from smi_fed.strategies import DataFreeDistillation, RoundRecord
 from smi_fed.strategies.admission import check_model
 from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.records import BadReplyError
@@ -58,13 +59,7 @@ class FederatedRun:
         self.device, reason = choose_device(settings.server.device)
         log.info("device: %s (%s)", self.device, reason)
         check_models(settings)
-        shared, self.test = load_images(settings.data)
-        nodes = settings.strategy.min_nodes
-        require(
-            nodes <= len(shared), "strategy.min_nodes", nodes, f"at most {len(shared)}, the images that clients share"
-        )
-        classes, wanted = len(self.test.class_names), settings.model.student.num_classes
-        require(classes == wanted, "model.student.num_classes", wanted, f"{classes}, the data's classes")
+        self.test = test_images(settings)
         self.inner = build_inner(settings)
         self.strategy = self._wrap() if settings.strategy.distillation else None
         self.started = time.perf_counter()
@@ -157,20 +152,22 @@ class FederatedRun:
         if server_round == 0:
             return None
         done = 0 if self.strategy is None else self.strategy.done_before
-        return MetricRecord({"test_accuracy": self._score(done + server_round, arrays)})
+        score = self._score(done + server_round, arrays)
+        return None if score is None else MetricRecord({"test_accuracy": score})
 
-    def _score(self, server_round: int, arrays: ArrayRecord) -> float:
+    def _score(self, server_round: int, arrays: ArrayRecord) -> float | None:
         student = build_model(self.settings.model.student).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
         require_sound(student, f"round {server_round}")
-        score = accuracy(student, self.test)
+        score = None if self.test is None else accuracy(student, self.test)
         self.student = student.eval()
         self.scores.append({
             "round": server_round,
             "student_test_accuracy": score,
             "seconds": self.earlier + time.perf_counter() - self.started,
         })  # fmt: skip
-        log.info("round %d: student %.1f %% of the test split", server_round, 100 * score)
+        if score is not None:
+            log.info("round %d: student %.1f %% of the test split", server_round, 100 * score)
         if self.strategy is not None:
             write_json(self.state_directory / "scores.json", self.scores)
         return score
@@ -183,14 +180,46 @@ class FederatedRun:
     def _write(self, finished: dict[str, Any]) -> None:
         report.save_student(self.output / "student.safetensors", self.student)
         if self.strategy is not None:
-            reporting.draw(self.output, self.strategy.rounds[-1], finished, self.test.class_names)
+            last = self.strategy.rounds[-1]
+            reporting.draw(self.output, last, finished, self._class_names(last))
         write_json(self.output / "report.json", finished)
+
+    def _class_names(self, last: RoundRecord) -> Sequence[str]:
+        """Of the student's classes: the settings', the test split's, the clients', or numbers."""
+        student = self.settings.model.student
+        own = self.test.class_names if self.test is not None else None
+        theirs = next((teacher.spec.class_names for teacher in last.teachers), None)
+        return student.class_names or own or theirs or [str(label) for label in range(student.num_classes)]
+
+
+def test_images(settings: Settings) -> ImageSet | None:
+    """The server's test split; None where it has none.
+
+    Raises:
+        SettingError: more clients than images or places, or other classes than the student's.
+        FileNotFoundError, FileFormatError: naming what is missing or broken.
+    """
+    data, student, nodes = settings.data, settings.model.student, settings.strategy.min_nodes
+    many = len(data.nodes)
+    require(not many or nodes <= many, "data.nodes", list(data.nodes), f"a place for each of {nodes} clients")
+    if data.source == "none":
+        return None
+    shared, test = shared_images(data)
+    allowed = f"at most {len(shared)}, the images that clients share"
+    require(bool(many) or nodes <= len(shared), "strategy.min_nodes", nodes, allowed)
+    classes, wanted = len(test.class_names), student.num_classes
+    require(classes == wanted, "model.student.num_classes", wanted, f"{classes}, the data's classes")
+    try:
+        return test.of_classes(student.class_names).loaded() if len(test) else None
+    except SettingError as error:
+        raise error.under("model.student") from error
 
 
 def _identity(settings: Settings) -> dict[str, str]:
     """What decides the student beyond the strategy's own settings: data, clients and their models, by key."""
     groups = {"data": settings.data, "client": settings.client, "model": settings.model}
-    return {f"{group}.{f.name}": repr(getattr(each, f.name)) for group, each in groups.items() for f in fields(each)}
+    known = {f"{group}.{f.name}": repr(getattr(each, f.name)) for group, each in groups.items() for f in fields(each)}
+    return {key: value for key, value in known.items() if key not in ("data.memory", "data.workers")}
 
 
 def build_inner(settings: Settings) -> Strategy:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from server.run import check_models
 from simulations.superlink import PROJECT, LaunchError, superlink
-from smi_fed.checks import SettingError
+from smi_fed.checks import SettingError, require
 from smi_fed.config import join_overrides, load_settings
 from smi_fed.files import writable_directory
 from smi_fed.report import print_summary, read_report
@@ -29,7 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output.expanduser().absolute()
     overrides = join_overrides([f"strategy.min_nodes={options.clients}", *options.overrides])
     try:
-        check_models(load_settings(PROJECT / "conf", overrides))
+        settings = load_settings(PROJECT / "conf", overrides)
+        places = settings.data.nodes
+        require(
+            len(places) in (0, options.clients), "data.nodes", list(places), f"{options.clients}, as --clients says"
+        )
+        check_models(settings)
         writable_directory(output)
     except (SettingError, OSError) as error:
         print(f"smi-fed: {error}", file=sys.stderr)

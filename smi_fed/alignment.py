@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from smi_fed.checks import SettingError, require
+from smi_fed.data.decoding import resize
 from smi_fed.models import Classifier, ModelSpec
 from smi_fed.sparse_images import SparseImages
 
@@ -37,13 +37,6 @@ class Aligned(nn.Module):
         known: Tensor = self.classes  # type: ignore[assignment]
         everything = logits.new_full((len(logits), self.num_classes), -torch.inf)
         return everything.index_copy(1, known.to(logits.device), logits)
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (b, c, h, w) at `size`, bilinear with antialiasing; those of that size as they are."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def kept_pixels(mask: Tensor, patch_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:

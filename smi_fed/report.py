@@ -85,24 +85,35 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: Sequence[dict[str, Any]],
-                clients: Sequence[dict[str, Any]], ensemble_accuracy: float) -> None:  # fmt: skip
-    """Distillation loss beside the accuracies of clients, ensemble and student."""
+                clients: Sequence[dict[str, Any]], ensemble_accuracy: float | None) -> None:  # fmt: skip
+    """Distillation loss beside the accuracies of clients, ensemble and student; where none was measured, their data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
     left.set(xlabel="distillation step", ylabel="T² KL to the ensemble", title="Student's loss", yscale="log")
-    names = [str(client["name"]) for client in clients if client["admitted"]]
-    values = [client["test_accuracy"] for client in clients if client["admitted"]]
-    names += ["ensemble", *(f"student, round {each['round']}" for each in rounds)]
-    values += [ensemble_accuracy, *(each["student_test_accuracy"] for each in rounds)]
-    colours = ["tab:gray"] * (len(names) - len(rounds) - 1) + ["tab:green"] + ["tab:blue"] * len(rounds)
-    bars = right.barh(names[::-1], [100 * value for value in values[::-1]], color=colours[::-1])
-    right.bar_label(bars, fmt="%.1f", padding=3)
-    right.set(xlabel="test accuracy in %", xlim=(0, 112), title="Held-out test split")
+    admitted = [client for client in clients if client["admitted"]]
+    if ensemble_accuracy is None:
+        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
+        _bars(right, bars, "%d", xlabel="images trained on", title="Clients' images; nothing was tested")
+    else:
+        bars = [(client["name"], 100 * client["test_accuracy"], "tab:gray") for client in admitted]
+        bars.append(("ensemble", 100 * ensemble_accuracy, "tab:green"))
+        scores = ((f"student, round {each['round']}", each["student_test_accuracy"]) for each in rounds)
+        bars += [(name, 100 * score, "tab:blue") for name, score in scores]
+        _bars(right, bars, "%.1f", xlabel="test accuracy in %", xlim=(0, 112), title="Held-out test split")
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
+
+
+def _bars(axes: Any, bars: Sequence[tuple[str, float, str]], form: str, **labels: Any) -> None:
+    """A horizontal bar for each (name, length, colour), from the top."""
+    names, lengths, colours = zip(*bars[::-1], strict=True)
+    axes.bar_label(axes.barh(range(len(bars)), lengths, color=colours), fmt=form, padding=3)
+    axes.set_yticks(range(len(bars)), [str(name) for name in names], parse_math=False)
+    axes.margins(x=0.12)
+    axes.set(**labels)
 
 
 def plot_images(

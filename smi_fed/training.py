@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed.checks import Betas, Count, Natural, NonNegative, Positive, Share, checked
-from smi_fed.data import ImageSet
+from smi_fed.data import Images, ImageSet
 from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
 
@@ -191,7 +191,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Images, batch_size: int = 256) -> Tensor:
     """Logits (n, classes) on the CPU, in evaluation mode; the model's mode is as before afterwards."""
     device = next(model.parameters()).device
     with evaluating(model):

@@ -11,9 +11,10 @@ import torch
 
 from smi_fed.checks import require
 from smi_fed.data.config import DataConfig
-from smi_fed.data.decoding import read_image
+from smi_fed.data.decoding import DICOM
 from smi_fed.data.images import ImageSet
-from smi_fed.data.splits import HELD_OUT, check_split, matching, split
+from smi_fed.data.lazy_images import Files, LazyImages
+from smi_fed.data.splits import HELD_OUT, matching
 
 TRAIN = ("train", "training")
 
@@ -32,45 +33,45 @@ class Listing:
     labels: list[int]
     class_names: tuple[str, ...]
 
-    def read(self, config: DataConfig) -> ImageSet:
-        """The images themselves."""
-        images = torch.stack([read_image(path, config) for path in self.paths])
-        return ImageSet(images, torch.tensor(self.labels), self.class_names)
+    def images(self, config: DataConfig) -> ImageSet:
+        """The images, not yet decoded."""
+        return ImageSet(LazyImages.of(Files(self.paths, config), config), torch.tensor(self.labels), self.class_names)
 
 
-def folder_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """(train, test) from a directory.
+def find_in_folder(config: DataConfig, every_class: bool = True) -> tuple[ImageSet, ImageSet | None]:
+    """(train, held out) of a directory, not yet decoded and not divided.
 
     `name` holds class directories, or `train` with class directories and beside it, if there
-    is one, `test`, `val` or another name of `HELD_OUT`. What has no held-out directory is
-    split. Hidden files and directories do not count.
+    is one, `test`, `val` or another name of `HELD_OUT`. Hidden files and directories do not
+    count.
+
+    Args:
+        every_class: refuse class directories without images.
 
     Raises:
         FileNotFoundError: naming the directory.
-        SettingError: classes without images, held-out classes that are not in train, or too
-            few images to split.
-        FileFormatError: naming an image that cannot be read.
+        SettingError: no classes, classes without images, or held-out classes that are not in train.
     """
     root = Path(config.name).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"data.name: got {config.name!r}, allowed: a directory of class directories")
     train, held_out = layout(root)
     own = listing(train)
-    counts = torch.bincount(torch.tensor(own.labels, dtype=torch.long), minlength=len(own.class_names))
-    empty = [name for name, count in zip(own.class_names, counts.tolist(), strict=True) if not count]
+    used = {own.class_names[label] for label in own.labels}
+    empty = [name for name in own.class_names if name not in used]
     kinds = " ".join(extensions())
     require(len(own.class_names) > 0, "data.name", str(train), "a directory of class directories; there are none")
-    require(not empty, "data.name", str(train), f"images ({kinds}) of each class; there are none of {empty}")
+    allowed = f"images ({kinds}) of each class; there are none of {empty}"
+    require(bool(used) and not (every_class and empty), "data.name", str(train), allowed)
     if held_out is None:
-        check_split(counts, own.class_names, config.test_fraction)  # before many images are read
-        return split(own.read(config), config.test_fraction)
+        return own.images(config), None
     other = listing(held_out)
     require(len(other.paths) > 0, "data.name", str(held_out), "class directories with images, as in train")
-    used = sorted(set(other.labels))
-    places = matching([other.class_names[label] for label in used], own.class_names, str(held_out))
-    new = dict(zip(used, places, strict=True))
+    there = sorted(set(other.labels))
+    places = matching([other.class_names[label] for label in there], own.class_names, str(held_out))
+    new = dict(zip(there, places, strict=True))
     other = Listing(other.paths, [new[label] for label in other.labels], own.class_names)
-    return own.read(config), other.read(config)
+    return own.images(config), other.images(config)
 
 
 def layout(root: Path) -> tuple[Path, Path | None]:
@@ -120,4 +121,4 @@ def extensions() -> tuple[str, ...]:
     """What counts as an image, in either case."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    return (*IMG_EXTENSIONS, ".gif", ".jfif", ".jp2", ".avif")
+    return (*IMG_EXTENSIONS, ".gif", ".jfif", ".jp2", ".avif", *DICOM)

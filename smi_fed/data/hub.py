@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,43 +12,44 @@ from torch import Tensor
 
 from smi_fed.checks import SettingError, require
 from smi_fed.data.config import DataConfig
-from smi_fed.data.decoding import naming, to_tensor
+from smi_fed.data.decoding import naming, to_pixels
 from smi_fed.data.images import ImageSet
-from smi_fed.data.splits import HELD_OUT, matching, split
+from smi_fed.data.lazy_images import LazyImages
+from smi_fed.data.splits import HELD_OUT, matching
 from smi_fed.files import FileFormatError
 
 
-def hub_images(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of a hub data set, loaded through flwr-datasets; see `from_datasets`."""
+def find_in_hub(config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
+    """(train, held out) of a hub data set through flwr-datasets; see `find_in_datasets`.
+
+    `config.split` is taken instead of train and the held-out splits, if it is given.
+    """
     from flwr_datasets import FederatedDataset
 
     federated = FederatedDataset(dataset=config.name, partitioners={})
-    splits = {"train": federated.load_split("train")}
-    for name in HELD_OUT:
+    splits = {"train": federated.load_split(config.split or "train")}
+    for name in () if config.split else HELD_OUT:
         with suppress(ValueError):  # flwr-datasets' answer where there is no such split
             splits[name] = federated.load_split(name)
             break
-    return from_datasets(splits, config)
+    return find_in_datasets(splits, config)
 
 
-def from_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """(train, test) from `datasets.Dataset` splits.
+def find_in_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
+    """(train, held out) from `datasets.Dataset` splits, not yet decoded and not divided.
 
     Images may be an image column, bytes or paths. Labels may be a ClassLabel, integers from 0
     or strings, which are numbered in alphabetical order. Held-out images come from `test`, or
-    else `val`, `validation` and so on; without such a split the train split is divided.
+    else `val`, `validation` and so on.
 
     Raises:
-        SettingError: a column that is not there or holds something else, labels that are
-            missing or beyond the classes, or too few images to divide.
-        FileFormatError: naming the row of an image that cannot be read.
+        SettingError: a column that is not there or holds something else, or labels that are
+            missing or beyond the classes.
     """
     require("train" in splits, "data.name", config.name, f"a data set with a train split, not only {list(splits)}")
     held_out = next((name for name in HELD_OUT if name in splits), None)
-    train = _read(splits["train"], "train", config)
-    if held_out is None:
-        return split(train, config.test_fraction)
-    return train, _read(splits[held_out], held_out, config, train.class_names)
+    train = _read(splits["train"], config.split or "train", config)
+    return train, None if held_out is None else _read(splits[held_out], held_out, config, train.class_names)
 
 
 def _read(rows: Any, where: str, config: DataConfig, wanted: tuple[str, ...] | None = None) -> ImageSet:
@@ -92,7 +94,7 @@ def _check_labels(right: list[bool], values: list[Any], where: str, config: Data
         raise SettingError("data.label_column", config.label_column, found)
 
 
-def _images(rows: Any, where: str, config: DataConfig) -> Tensor:
+def _images(rows: Any, where: str, config: DataConfig) -> LazyImages:
     """(n, c, h, w), whether the column holds images, their bytes or their paths."""
     from datasets import Image
 
@@ -102,12 +104,28 @@ def _images(rows: Any, where: str, config: DataConfig) -> Tensor:
         decoded = rows.select_columns([column]).cast_column(column, Image(mode=getattr(feature, "mode", None)))
     except Exception as error:  # Arrow's and datasets' own kinds
         raise SettingError("data.image_column", column, f"images, their bytes or paths; it has {feature}") from error
-    images = []
-    for row in range(len(decoded)):
-        name = f"{config.name}, row {row} of {where}"
+    return LazyImages.of(Rows(decoded, where, config), config)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images of a data set's split."""
+
+    rows: Any
+    where: str
+    config: DataConfig
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, number: int) -> Tensor:
+        """See `Decoder`."""
+        name = f"{self.config.name}, row {number} of {self.where}"
         with naming(name):
-            image = decoded[row][column]
+            image = self.rows[number][self.config.image_column]
             if image is None:
                 raise FileFormatError(f"{name}: no image")
-            images.append(to_tensor(image, config, name))
-    return torch.stack(images)
+            return to_pixels(image, self.config, name)
+
+    def check(self, number: int) -> None:
+        """Nothing: a row cannot be looked at without all of it."""

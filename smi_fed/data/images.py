@@ -1,4 +1,4 @@
-"""Labelled images in memory."""
+"""Labelled images, in memory or decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smi_fed.checks import require
+from smi_fed.data.decoding import resize
+from smi_fed.data.lazy_images import LazyImages
+
+Images = Tensor | LazyImages
+"""(n, c, h, w): a tensor, or what stands for one; both have `[rows]`, `split(n)`, `to(device)`, `shape`, a length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +23,7 @@ class ImageSet:
     """Labelled images.
 
     Attributes:
-        images: (n, c, h, w) float32 in [0, 1].
+        images: (n, c, h, w) float32 in [0, 1]; `images[rows]` decodes where they are lazy.
         labels: (n,) int64, places in `class_names`.
         class_names: in the order of the labels.
         masks: (n, h, w) bool, the pixels of the object; None where nobody knows them.
@@ -27,7 +32,7 @@ class ImageSet:
         SettingError: parts that do not fit each other.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     class_names: tuple[str, ...]
     masks: Tensor | None = None
@@ -48,7 +53,17 @@ class ImageSet:
         """The images at `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.long)
         masks = None if self.masks is None else self.masks[rows]
-        return ImageSet(self.images[rows], self.labels[rows], self.class_names, masks)
+        images = self.images.select(rows) if isinstance(self.images, LazyImages) else self.images[rows]
+        return ImageSet(images, self.labels[rows], self.class_names, masks)
+
+    def loaded(self) -> ImageSet:
+        """The same, in memory where it fits; see `LazyImages.loaded`."""
+        return replace(self, images=self.images.loaded()) if isinstance(self.images, LazyImages) else self
+
+    def resized(self, size: tuple[int, int]) -> ImageSet:
+        """The same at (h, w), without masks, which are of the first size."""
+        images = self.images.resized(size) if isinstance(self.images, LazyImages) else resize(self.images, size)
+        return replace(self, images=images, masks=None)
 
     def of_classes(self, names: Sequence[str] | None) -> ImageSet:
         """The images of the classes `names`, labelled in that order; None is all.
@@ -66,6 +81,18 @@ class ImageSet:
         labels = places[self.labels]
         chosen = self.select((labels >= 0).nonzero()[:, 0])
         return replace(chosen, labels=labels[labels >= 0], class_names=tuple(names))
+
+    def labelled(self, names: Sequence[str]) -> ImageSet:
+        """The same with labels that are places in `names`, which may have classes without images here.
+
+        Raises:
+            SettingError: images of a class that is not among `names`.
+        """
+        used = [self.class_names[label] for label in self.labels.unique().tolist()]
+        unknown = [name for name in used if name not in names]
+        require(not unknown, "class_names", unknown, f"the federation's classes, {', '.join(names)}")
+        places = torch.tensor([names.index(name) if name in names else -1 for name in self.class_names])
+        return replace(self, labels=places[self.labels], class_names=tuple(names))
 
     def label_counts(self) -> Tensor:
         """(classes,) int64, images per class."""

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from smi_fed.checks import require
+from smi_fed.data.config import DataConfig
 from smi_fed.data.images import ImageSet
 
 SPLIT_SEED = 0
@@ -16,19 +17,40 @@ HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")
 """Names of a split or directory of held-out images; the first that is there is taken."""
 
 
+def divided(train: ImageSet, held_out: ImageSet | None, config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """(train, test): what was held out by whoever made the data, or else `split`'s share."""
+    return split(train, config.test_fraction) if held_out is None else (train, held_out)
+
+
 def split(images: ImageSet, test_fraction: float) -> tuple[ImageSet, ImageSet]:
-    """(train, test) with the same share of each class, the same each time.
+    """(train, test) with the same share of each class, the same each time; with a share of 0 there is no test.
 
     Raises:
         SettingError: too few images for that.
     """
     from sklearn.model_selection import train_test_split
 
+    if not test_fraction:
+        return images, images.select([])
     check_split(images.label_counts(), images.class_names, test_fraction)
     train, test = train_test_split(
         np.arange(len(images)), test_size=test_fraction, stratify=images.labels.numpy(), random_state=SPLIT_SEED
     )
     return images.select(train), images.select(test)
+
+
+def hold_out(images: ImageSet, test_fraction: float) -> tuple[ImageSet, ImageSet]:
+    """(train, held out) of one owner's images: of each class about its share, the same each time.
+
+    Unlike `split` it refuses nothing: a rare class keeps at least one image to train on.
+    """
+    generator = np.random.default_rng(SPLIT_SEED)
+    held = np.zeros(len(images), dtype=bool)
+    for label in images.labels.unique().tolist():
+        rows = np.flatnonzero(images.labels.numpy() == label)
+        count = min(round(test_fraction * len(rows)), len(rows) - 1)
+        held[generator.permutation(rows)[:count]] = True
+    return images.select(np.flatnonzero(~held)), images.select(np.flatnonzero(held))
 
 
 def check_split(counts: Tensor, names: Sequence[str], test_fraction: float) -> None:

@@ -55,6 +55,8 @@ class Arrivals:
         self.state, self.pool, self.pipeline, self.policy, self.expected = state, pool, pipeline, policy, expected
         self.seed, self.device, self.by_node = seed, device, by_node
         self.round, self.verdicts = 0, list[Verdict]()
+        self.owners = dict[str, int]()
+        self.classes: tuple[str, ...] | None = None
 
     def begin(self, server_round: int) -> bool:
         """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked."""
@@ -81,30 +83,48 @@ class Arrivals:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
         verdict = self._judge(answer)
         if not verdict.admitted:
-            log.warning("node %d refused: %s", verdict.node, verdict.reason)
+            log.warning("%snode %d refused: %s", verdict.name and f"{verdict.name}, ", verdict.node, verdict.reason)
         self.verdicts.append(verdict)
 
     def _judge(self, answer: Answer) -> Verdict:
         if answer.claim is None:
-            return Verdict(answer.node, reason=answer.failure)
+            known = next((name for name, node in self.owners.items() if node == answer.node), "")
+            return Verdict(answer.node, reason=answer.failure, name=known)
         try:
             teacher = admit(answer.claim, self.policy, self.expected, self.device)
+            self._agree(teacher.spec.class_names)
         except BadReplyError as error:
-            return Verdict(answer.node, reason=str(error))
+            return Verdict(answer.node, reason=str(error), name=answer.claim.name)
         teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
-        stored = self.state.keep_teacher(self.round, teacher, self._key(teacher.name, answer.node))
+        name = self._called(teacher.name, answer.node)
+        stored = self.state.keep_teacher(self.round, teacher, file_name(name))
         architecture = describe(teacher.spec)
-        log.info("node %d admitted: %s, %d examples", answer.node, architecture, teacher.num_examples)
+        log.info("%s, node %d admitted: %s, %d examples", name, answer.node, architecture, teacher.num_examples)
         return Verdict(
             answer.node, architecture, teacher.num_examples, answer.claim.train_loss, dict(answer.claim.metrics),
-            teacher=stored, reply=answer.reply,
+            name=name, teacher=stored, reply=answer.reply,
         )  # fmt: skip
 
-    def _key(self, name: str, node: int) -> str:
-        """What a client's files are named by; its node tells it apart from another that has its name."""
-        key = file_name(name)
-        taken = any(v.teacher is not None and v.teacher.name == name for v in self.verdicts)
-        return f"{key}-{node}" if taken else key
+    def _agree(self, names: tuple[str, ...] | None) -> None:
+        """Labels are numbers: where the student's have no names, all clients have to mean the same ones."""
+        if self.expected.student.class_names is not None or names is None:
+            return
+        self.classes = self.classes or names
+        if names != self.classes:
+            others = ", ".join(self.classes)
+            reason = f"its classes are {', '.join(names)}, another node's {others}; the student's class_names say which"
+            raise BadReplyError(reason)
+
+    def _called(self, name: str, node: int) -> str:
+        """The name of a client; with its node where another node had that name before.
+
+        A name from outside has no brackets, so nobody can take this one. Draws go by the name
+        that the client sent: none depends on who else has it.
+        """
+        if self.owners.setdefault(name, node) == node:
+            return name
+        log.warning("two nodes have the name %r: node %d is told apart by its number", name, node)
+        return f"{name} (node {node})"
 
     def invert_next(self) -> bool:
         """Invert one admitted teacher that was not; whether there was one."""
@@ -182,7 +202,7 @@ class Arrivals:
         """
         teacher = verdict.teacher
         assert teacher is not None
-        name = f"node {verdict.node}" if self.by_node else teacher.name
+        name = f"node {verdict.node}" if self.by_node else verdict.called
         return f"{name}, {teacher.spec.image_size or teacher.spec.kwargs.get('img_size')}, {teacher.classes}"
 
     def generator(self, teacher: StoredTeacher, purpose: int) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -201,7 +202,7 @@ def read_reply(content: RecordDict) -> Claim:
         raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
         spec=str(model.get(SPEC, "")),
-        name=re.sub(r"[^\w .-]", "", str(model.get(NAME, "")))[:64],  # it is printed and logged
+        name=clean_name(str(model.get(NAME, ""))),
         arrays=arrays,
         statistics=statistics,
         num_examples=num_examples,
@@ -211,6 +212,12 @@ def read_reply(content: RecordDict) -> Claim:
             k: v for k, v in metrics.items() if k not in OWN_METRICS and isinstance(v, int | float) and is_number(v)
         },
     )
+
+
+def clean_name(name: str) -> str:
+    """What of a client's name is printed, logged and drawn: no brackets, so that the server's own stand apart."""
+    plain = re.sub(r"[^\w .,'\u2019&+-]", "", unicodedata.normalize("NFC", name[:1000]))
+    return re.sub(r" +", " ", plain).strip()[:64].strip()
 
 
 def projected_reply(

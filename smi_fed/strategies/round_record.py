@@ -33,6 +33,7 @@ class Verdict:
 
     Attributes:
         reason: why it is no teacher; empty where it is one.
+        name: of the client, no other's in the run; empty as long as it is not known.
         teacher: its model, on disk.
         images: its synthetic images; None until it was inverted.
         inversion: what they took.
@@ -45,10 +46,16 @@ class Verdict:
     train_loss: float = 0.0
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     reason: str = ""
+    name: str = ""
     teacher: StoredTeacher | None = field(default=None, repr=False)
     images: StoredImages | None = field(default=None, repr=False)
     inversion: InversionRecord | None = None
     reply: Any = field(default=None, repr=False)
+
+    @property
+    def called(self) -> str:
+        """What reports and pictures call the client."""
+        return self.name or (self.teacher.name if self.teacher is not None else f"node {self.node}")
 
     @property
     def admitted(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from simulations.superlink import PROJECT, stop_family, superlink, supernode
+from simulations.superlink import PROJECT, stop_family, superlink, supernode, supernode_of
 from smi_fed.report import load_student
+from tests.e2e.test_owners import HOSPITALS, write_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -111,4 +113,29 @@ def test_separate_processes_on_loopback(tmp_path):
     assert [client["architecture"].split("(")[1] for client in report["clients"]] == [
         "patch 8, width 96, depth 3, heads 4)", "patch 4, width 48, depth 3, heads 3)",
     ]  # fmt: skip
+    assert load_student(output / "student.safetensors")
+
+
+def test_owners_on_loopback_and_a_server_without_data(tmp_path):
+    """Each SuperNode has a directory and a name; one of them names a directory that is not there, and fails alone."""
+    output, places = tmp_path / "out", []
+    for number, (name, classes) in enumerate([*HOSPITALS.items(), ("Typo", "12")]):
+        directory = write_digits(tmp_path / f"site {number}", classes, 3 + number)
+        places.append({"data": str(directory), "name": name, "arch": "vit_p8_w96_d3"})
+    places[-1]["data"] += " gone"
+    with superlink(simulation=False) as link:
+        nodes = [supernode_of(link, number, place) for number, place in enumerate(places)]
+        try:
+            status = link.run("experiment=smoke data.source=none data.test_fraction=0 strategy.min_nodes=4", output)
+            logs = [(link.home / f"supernode{number}.log").read_text() for number in range(4)]
+        finally:
+            for node in nodes:
+                stop_family(node, link.home)
+    assert status == "finished:completed", logs
+    clients = json.loads((output / "report.json").read_text())["clients"]
+    assert {each["name"]: each["num_examples"] for each in clients if each["admitted"]} == {
+        "St Mary's": 12, "Hôpital Nord": 12, "Charité": 20,
+    }  # fmt: skip
+    (typo,) = [each for each in clients if not each["admitted"]]
+    assert re.search("Typo: data: got '.*site 3 gone', allowed: a directory of class directories", typo["reason"])
     assert load_student(output / "student.safetensors")
