@@ -13,8 +13,10 @@ from flwr.clientapp import ClientApp
 
 from clients.rounds import OwnModels, TrainRequest, loss_of
 from smi_fed.alignment import resize
+from smi_fed.checks import SettingError
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet, load_images, partition
+from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
@@ -63,8 +65,14 @@ def train_round(
     """The client's model after this round, and its loss.
 
     A client of the student's architecture goes on from the student; another from its own
-    newest model, if it has one: that of the last round in which it was asked.
+    newest model, if it has one: that of the last round in which it was asked. In the first
+    round a pretrained client keeps its start, unless the student has one too.
+
+    Raises:
+        SettingError: a device that is not there, a start that cannot be loaded, or more layers
+            to train than the model has.
     """
+    device, reason = client_device(settings)
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
     question = request.digest(settings.seed, number, spec, settings.data, settings.client)
@@ -72,13 +80,27 @@ def train_round(
     if known is not None:
         model.load_state_dict(known[0])
         return model.eval(), known[1]
-    before = request.weights if request.fits(model) else own.newest_before(request.round, model)
+    before = request.weights if request.leads(model) else own.newest_before(request.round, model)
     if before is not None:
         model.load_state_dict(before)
+    model.to(device)
+    log.info("client %d: training: %s; device: %s (%s)", number, settings.client.training.summary, device, reason)
     generator = seeded(settings.seed, number, *([request.round] if request.round > 1 else []))
     loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, request))
     own.save(request.round, question, model, loss)
     return model, loss
+
+
+def client_device(settings: Settings) -> tuple[torch.device, str]:
+    """Where this client computes, and why.
+
+    Raises:
+        SettingError: a device that is not there.
+    """
+    try:
+        return choose_device(settings.client.device)
+    except SettingError as error:
+        raise error.under("client") from error
 
 
 def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:

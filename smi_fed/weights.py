@@ -18,32 +18,38 @@ from torch.nn import functional as F
 
 from smi_fed.checks import SettingError, require
 from smi_fed.model_inputs import input_channels
+from smi_fed.spec import ModelSpec
 from smi_fed.weight_files import KEY, PASSED_OVER, Tensors, best_part, read_file
 from smi_fed.wrappers import matched, plain, plain_state
 
 log = logging.getLogger("smi_fed")
 
-HUB = "kwargs.pretrained"
+HUB, PRETRAINED = "kwargs.pretrained", "pretrained"
 LISTED = 8
 
 
-def local_source(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """`kwargs` for timm without what names weights that are here: a file, or a state dict; None where none does.
+def local_source(spec: ModelSpec) -> tuple[dict[str, Any], Any]:
+    """The arguments for timm without what names weights that are here: a file, or a state dict; None where none does.
 
     timm would drop the head of such a file, or load nothing of it, without a word.
 
     Raises:
         SettingError: there is no such file.
     """
-    kwargs = dict(kwargs)
+    kwargs = dict(spec.kwargs)
     path, key = kwargs.pop("checkpoint_path", None), KEY
+    if spec.start == PRETRAINED:
+        kwargs["pretrained"] = True
+    elif spec.start is not None:
+        require(Path(spec.start).is_file(), "start", spec.start, f"{PRETRAINED}, or a file of weights on this machine")
+        return kwargs, spec.start
     if not path and kwargs.get("pretrained"):
         for source in ("pretrained_cfg_overlay", "pretrained_cfg"):
             given = kwargs.get(source)
             if not path and isinstance(given, Mapping):
                 path, key = given.get("state_dict") or given.get("file"), f"kwargs.{source}.file"
-        if not path and name.startswith("local-dir:"):
-            path, key = _in_directory(name.removeprefix("local-dir:")), "name"
+        if not path and spec.name.startswith("local-dir:"):
+            path, key = _in_directory(spec.name.removeprefix("local-dir:")), "name"
     if not path:
         return kwargs, None
     kwargs.pop("pretrained", None)
@@ -228,7 +234,8 @@ def _load_by(load: Callable[[], Any], backbone: nn.Module, source: str, key: str
     except SettingError:
         raise
     except Exception as error:  # as in `read_file`; a model that reads no arrays has no such method
-        raise SettingError(key, source, f"weights that {type(backbone).__name__} reads ({error})") from error
+        where = "" if key == KEY else ", from the hub or, where that cannot be reached, from a file that `start` names"
+        raise SettingError(key, source, f"weights that {type(backbone).__name__} reads{where} ({error})") from error
     left = [name for name, tensor in own.items() if bool(tensor.isnan().any())]
     heads = heads_of(backbone)
     _refuse([f"{name} is missing" for name in left if not _below(name, heads)], backbone, source, key)
