@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -20,6 +21,8 @@ from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import Optimiser, computing, evaluating, seeded_torch
 from smi_fed.tuning import only_trained, training_mode
+
+log = logging.getLogger("smi_fed")
 
 BLOCK_BYTES, BLOCK_STEPS = 2**28, 100
 """Views of at most so many bytes, and of at most so many steps, are shown to one teacher after the other at a time."""
@@ -91,6 +94,7 @@ def distill(
                 if progress is not None:
                     progress(step, losses[-1])
                 if watch.done(step):
+                    log.info("early stop after %d of %d steps", step, config.steps)
                     break
         watch.best.restore()
     return DistillationRecord(len(losses), time.perf_counter() - started, torch.stack(losses).tolist())
