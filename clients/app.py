@@ -14,8 +14,10 @@ from flwr.clientapp import ClientApp
 
 from clients.node import Node, NodeConfig, node_images, node_of, telling
 from clients.rounds import OwnModels, TrainRequest, loss_of
+from smi_fed.checks import SettingError
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
+from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
@@ -74,8 +76,14 @@ def train_round(
     """The client's model after this round, and its loss.
 
     A client of the student's architecture goes on from the student; another from its own
-    newest model, if it has one: that of the last round in which it was asked.
+    newest model, if it has one: that of the last round in which it was asked. In the first
+    round a pretrained client keeps its start, unless the student has one too.
+
+    Raises:
+        SettingError: a device that is not there, a start that cannot be loaded, or more layers
+            to train than the model has.
     """
+    device, reason = client_device(settings)
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
     question = request.digest(settings.seed, number, spec, settings.data, settings.client)
@@ -83,13 +91,27 @@ def train_round(
     if known is not None:
         model.load_state_dict(known[0])
         return model.eval(), known[1]
-    before = request.weights if request.fits(model) else own.newest_before(request.round, model)
+    before = request.weights if request.leads(model) else own.newest_before(request.round, model)
     if before is not None:
         model.load_state_dict(before)
+    model.to(device)
+    log.info("client %d: training: %s; device: %s (%s)", number, settings.client.training.summary, device, reason)
     generator = seeded(settings.seed, number, *([request.round] if request.round > 1 else []))
     loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, request))
     own.save(request.round, question, model, loss)
     return model, loss
+
+
+def client_device(settings: Settings) -> tuple[torch.device, str]:
+    """Where this client computes, and why.
+
+    Raises:
+        SettingError: a device that is not there.
+    """
+    try:
+        return choose_device(settings.client.device)
+    except SettingError as error:
+        raise error.under("client") from error
 
 
 def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:
@@ -103,7 +125,7 @@ def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> Fea
 
     A strategy that runs by itself wants one record of arrays in a reply.
     """
-    wanted = settings.strategy.distillation and settings.inversion.statistics > 0
-    if not wanted or not is_token_model(model.backbone) or len(data) < settings.client.minimum_examples:
+    compared = settings.strategy.distillation and settings.inversion.statistics > 0
+    if not compared or not is_token_model(model.backbone) or len(data) < settings.client.minimum_examples:
         return None
     return feature_statistics(model, data.images.split(256))

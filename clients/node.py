@@ -207,6 +207,6 @@ def telling(name: str) -> Iterator[None]:
     except Exception as error:
         if not name:
             raise
-        told = isinstance(error, SettingError | FileFormatError | OSError | EmptyPartitionError)
+        plain = isinstance(error, SettingError | FileFormatError | OSError | EmptyPartitionError)
         text = re.sub(r"^data\.name\b", "data", str(error))
-        raise NodeError(f"{name}: {text if told else f'{type(error).__name__}: {text}'}") from error
+        raise NodeError(f"{name}: {text if plain else f'{type(error).__name__}: {text}'}") from error

@@ -16,7 +16,7 @@ from smi_fed.checks import require
 from smi_fed.config import Settings
 from smi_fed.distillation import distillation_loss
 from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory
-from smi_fed.models import Classifier, ModelSpec, build_model
+from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
 from smi_fed.training import Loss, cross_entropy
 
 FORMAT, VERSION = "smi-fed.client", 1
@@ -38,7 +38,7 @@ class TrainRequest:
     def student(self) -> Classifier:
         """The global model."""
         with torch.random.fork_rng(devices=[]):
-            model = build_model(self.student_spec)
+            model = build_model(architecture_of(self.student_spec))
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -46,6 +46,11 @@ class TrainRequest:
         """Whether `model` has the student's architecture and classes, so that it can go on from its weights."""
         same = shapes(model.state_dict()) == shapes(self.weights)
         return same and class_positions(model.spec, self.student_spec) == tuple(range(self.student_spec.num_classes))
+
+    def leads(self, model: Classifier) -> bool:
+        """Whether `model` goes on from the student: not from random weights if it has a start of its own."""
+        known = self.round > 1 or model.spec.start is None or self.student_spec.start is not None
+        return known and self.fits(model)
 
     def digest(self, *more: object) -> str:
         """A name for what was asked under these settings: the same question, the same name."""
@@ -67,8 +72,9 @@ def loss_of(settings: Settings, model: Classifier, request: TrainRequest) -> Los
     weight, temperature = settings.client.student_weight, settings.client.student_temperature
     if request.round == 1 or not weight:  # the first student has random weights
         return cross_entropy
-    student = request.student()
-    places = torch.tensor(class_positions(model.spec, request.student_spec))
+    device = next(model.parameters()).device
+    student = request.student().to(device)
+    places = torch.tensor(class_positions(model.spec, request.student_spec), device=device)
 
     def loss(own: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         logits = own(images)
@@ -84,7 +90,7 @@ def _proximal(model: Classifier, mu: float) -> Loss:
     start = [weight.detach().clone() for weight in model.parameters()]
 
     def loss(own: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        away = sum(((w - s).square().sum() for w, s in zip(own.parameters(), start, strict=True)), torch.zeros(()))
+        away = sum(((w - s).square().sum() for w, s in zip(own.parameters(), start, strict=True)), images.new_zeros(()))
         return cross_entropy(own, images, labels) + 0.5 * mu * away
 
     return loss

@@ -25,7 +25,7 @@ from smi_fed.config import Settings
 from smi_fed.data import ImageSet, shared_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
-from smi_fed.models import ModelSpec, build_model, build_seeded
+from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import DataFreeDistillation, RoundRecord
 from smi_fed.strategies.admission import check_model
@@ -34,6 +34,7 @@ from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
+from smi_fed.tuning import trained_weights
 
 log = logging.getLogger("smi_fed")
 
@@ -156,7 +157,7 @@ class FederatedRun:
         return None if score is None else MetricRecord({"test_accuracy": score})
 
     def _score(self, server_round: int, arrays: ArrayRecord) -> float | None:
-        student = build_model(self.settings.model.student).to(self.device)
+        student = build_model(architecture_of(self.settings.model.student)).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
         require_sound(student, f"round {server_round}")
         score = None if self.test is None else accuracy(student, self.test)
@@ -207,8 +208,8 @@ def test_images(settings: Settings) -> ImageSet | None:
     shared, test = shared_images(data)
     allowed = f"at most {len(shared)}, the images that clients share"
     require(bool(many) or nodes <= len(shared), "strategy.min_nodes", nodes, allowed)
-    classes, wanted = len(test.class_names), student.num_classes
-    require(classes == wanted, "model.student.num_classes", wanted, f"{classes}, the data's classes")
+    classes, own = len(test.class_names), student.num_classes
+    require(classes == own, "model.student.num_classes", own, f"{classes}, the data's classes")
     try:
         return test.of_classes(student.class_names).loaded() if len(test) else None
     except SettingError as error:
@@ -242,9 +243,18 @@ def _check_admission(settings: Settings, key: str, spec: ModelSpec) -> None:
     """A client that the policy refuses would be refused after it has trained."""
     expected = Expectation(settings.model.student, settings.data.channels)
     try:
-        check_model(spec.to_json(), settings.admission, expected)
+        check_model(architecture_of(spec).to_json(), settings.admission, expected)
     except BadReplyError as error:
         raise SettingError(f"model.{key}", spec.name, f"what `admission` lets in ({error})") from error
+
+
+def _check_trainable(settings: Settings, key: str, model: Classifier) -> None:
+    """Layers that a model does not have cannot be trained."""
+    student = key == "student"
+    try:
+        trained_weights(model, (settings.distillation if student else settings.client.training).trainable)
+    except SettingError as error:
+        raise error.under("distillation" if student else "client.training") from error
 
 
 def check_models(settings: Settings) -> None:
@@ -256,14 +266,15 @@ def check_models(settings: Settings) -> None:
     specs = {f"clients.{name}": spec for name, spec in settings.model.clients.items()}
     for key, spec in {**specs, "student": settings.model.student}.items():
         with torch.device("meta"):
-            try:
-                model = build_model(spec)
+            try:  # a client's start lies at that client
+                model = build_model(spec if key == "student" else architecture_of(spec))
             except SettingError as error:
                 raise error.under(f"model.{key}") from error
+        _check_trainable(settings, key, model)
         data = settings.data
-        channels, size, wanted = len(model.mean), model.image_size, (data.image_size,) * 2
+        channels, size, of_data = len(model.mean), model.image_size, (data.image_size,) * 2
         # Clients show their models images at their own size; the test split has the data's.
-        require(key != "student" or size == wanted, "model.student.image_size", size, f"data.image_size, {wanted}")
+        require(key != "student" or size == of_data, "model.student.image_size", size, f"data.image_size, {of_data}")
         require(channels == data.channels, f"model.{key}.kwargs.in_chans", channels, f"data.channels, {data.channels}")
         try:
             class_positions(spec, settings.model.student)

@@ -107,8 +107,8 @@ def table(lines: Lines) -> list[Table]:
             rows.append([method, f"{mean:.1f}", each, f"{first:.1f}" if len(own[0]["accuracy"]) > 1 else ""])
     five, one = last["five rounds"], last["one round"]
     gains = [five[seed] - one[seed] for seed in five if seed in one]
-    told = ", ".join(f"{gain:+.1f}" for gain in gains)
-    notes = [f"five rounds over one: {statistics.fmean(gains):+.1f} points ({told})"] if gains else []
+    each = ", ".join(f"{gain:+.1f}" for gain in gains)
+    notes = [f"five rounds over one: {statistics.fmean(gains):+.1f} points ({each})"] if gains else []
     return [Table(f"student test accuracy in %, {CLIENTS} clients, seeds {seeds_of(lines)}", rows, notes)]
 
 

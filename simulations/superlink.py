@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 90
@@ -64,8 +66,8 @@ class SuperLink:
             config += f" client-state={toml(output / 'unfinished' / 'clients')}"
         command += ["--run-config", config]
         if supernodes is not None:
-            resources = f"num-supernodes={supernodes} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
-            command += ["--federation-config", resources]
+            resources = f"client-resources-num-cpus=1 client-resources-num-gpus={gpus_of_client(supernodes)}"
+            command += ["--federation-config", f"num-supernodes={supernodes} {resources}"]
         process = subprocess.Popen(command, env=dict(self.env), cwd=PROJECT)
         try:
             process.wait()
@@ -83,6 +85,15 @@ class SuperLink:
         except (ValueError, KeyError) as error:
             raise LaunchError(f"flwr ls said: {found.stdout}{found.stderr}") from error
         return str(runs[0]["status"]) if runs else "never started"
+
+
+def gpus_of_client(clients: int) -> float:
+    """Share of a GPU that each of so many simulated clients has, so that all have one at once; 0 without CUDA.
+
+    Ray hides the GPUs from a client without a share.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return min(1.0, math.floor(1000 * gpus / clients) / 1000)
 
 
 def toml(text: object) -> str:

@@ -44,7 +44,7 @@ def measure(settings: Settings, cell: Cell) -> Line:
 
 def table(lines: Lines) -> list[Table]:
     """A sentence for each client, and the median."""
-    told = [
+    per_client = [
         f"seed {line['seed']}, client {line['client']}: cold ends at {line['cold'][-1]:.3f} after {len(line['cold'])} "
         f"iterations; warm begins at {line['warm'][0]:.3f}, is there after "
         f"{line['iterations_to_cold_end'] or 'none of its'}, ends at {line['warm'][-1]:.3f}"
@@ -52,7 +52,7 @@ def table(lines: Lines) -> list[Table]:
     ]
     shares = [(line["iterations_to_cold_end"] or len(line["cold"])) / len(line["cold"]) for line in lines]
     spread = f"({min(shares):.0%} to {max(shares):.0%})"
-    return [Table(notes=[*told, f"median: {statistics.median(shares):.0%} of the iterations {spread}"])]
+    return [Table(notes=[*per_client, f"median: {statistics.median(shares):.0%} of the iterations {spread}"])]
 
 
 def losses(

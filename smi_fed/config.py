@@ -10,7 +10,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from smi_fed.checks import (
     Allowed,
@@ -72,12 +72,21 @@ class ModelsConfig:
         return list(self.clients.values())[partition % len(self.clients)]
 
 
+def _no_name(value: Any) -> Any:
+    """A preset is a file, and the overrides of single settings come on top of it."""
+    require(
+        not isinstance(value, str), "", value, "a mapping; a preset is chosen by training=scratch | finetune | head"
+    )
+    return value
+
+
 @checked
 class ClientConfig:
     """What clients do and tell.
 
     Args:
         training: of each client's model.
+        device: auto | cpu | cuda | cuda:N, for training and evaluation.
         send_label_counts: tell the server how many examples of each class there are.
         minimum_examples: feature statistics are sent only from this many examples on.
         student_weight: share of the student's opinion in the loss of a client that keeps a
@@ -85,7 +94,8 @@ class ClientConfig:
         student_temperature: of both softmaxes there, above 0.
     """
 
-    training: TrainingConfig
+    training: Annotated[TrainingConfig, BeforeValidator(_no_name)]
+    device: Device = "auto"
     send_label_counts: Flag = True
     minimum_examples: Annotated[int, Field(strict=True, ge=2), Allowed("an int >= 2")] = 64
     student_weight: Fraction = 0.5

@@ -1,12 +1,12 @@
-"""What a model is shown, as it says itself: channels, image size and normalisation."""
+"""What a model is shown, as it says itself: channels, image size and normalisation; and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from smi_fed.checks import is_integer
 
@@ -64,3 +64,22 @@ def input_size(backbone: nn.Module, asked: int | Sequence[int] | None = None) ->
 def pair_of(value: Any) -> tuple[Any, Any]:
     """(height, width) of a size, which may be one number for both."""
     return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a classifier answers.
+
+    Args:
+        output: a tensor, or an object or mapping that holds one as `logits`, as Hugging
+            Face's models answer.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    kind = type(output).__name__
+    raise ValueError(f"model: got an output of type {kind}; allowed: a tensor of logits, or an output with .logits")

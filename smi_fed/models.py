@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -13,10 +14,10 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from smi_fed.checks import SettingError, is_integer, require
-from smi_fed.model_inputs import Inputs, has_config, input_channels, input_size, normalisation, pair_of
+from smi_fed.model_inputs import Inputs, has_config, input_channels, input_size, logits_of, normalisation, pair_of
 from smi_fed.registry import Registration, Sizes, register_model, registered
 from smi_fed.spec import SCHEMA_VERSION, ModelSpec
-from smi_fed.weights import load_pretrained, load_weights, local_source
+from smi_fed.weights import PRETRAINED, load_pretrained, load_weights, local_source
 from smi_fed.wrappers import unwrapped
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Classifier",
     "ModelSpec",
     "adapt",
+    "architecture_of",
     "build_model",
     "build_seeded",
     "count_parameters",
@@ -31,8 +33,11 @@ __all__ = [
     "logits_of",
     "register_model",
     "unwrapped",
-    "without_weights",
 ]
+
+
+WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")
+CONFIGURATIONS = ("pretrained_cfg", "pretrained_cfg_overlay")
 
 
 class Classifier(nn.Module):
@@ -75,7 +80,7 @@ def _inputs_of(backbone: nn.Module, spec: ModelSpec) -> Inputs:
 
 
 def build_model(spec: ModelSpec) -> Classifier:
-    """Build `spec` with random weights, or with those of the file that its kwargs name.
+    """Build `spec` with the weights that it starts from: random ones, timm's, or those of a file.
 
     This is open to its own user: a spec that came from a client has to pass
     `smi_fed.strategies.admission` first.
@@ -85,17 +90,19 @@ def build_model(spec: ModelSpec) -> Classifier:
             take, sizes that contradict each other, a patch size that does not divide
             the image, or a file of weights that is not there, is none or does not fit.
     """
-    kwargs, source = local_source(spec.name, spec.kwargs)
+    kwargs, source = local_source(spec)
     own = registered(spec.name)
-    if own is not None:
-        classifier = _build_registered(spec, own, kwargs)
-    else:
-        start, cache = kwargs.pop("pretrained", False), kwargs.pop("cache_dir", None)
-        classifier = _build_timm(spec, kwargs)
-        if start:
+    from_hub, cache = (False, None) if own else (kwargs.pop("pretrained", False), kwargs.pop("cache_dir", None))
+    hub = spec.start == PRETRAINED
+    require(not (own and hub), "start", spec.start, f"null, or a file: {spec.name} is not one of timm's models")
+    classifier = _build_timm(spec, kwargs) if own is None else _build_registered(spec, own, kwargs)
+    try:
+        if source is not None:
+            load_weights(classifier.backbone, source)
+        elif from_hub:
             load_pretrained(classifier.backbone, spec.num_classes, cache)
-    if source is not None:
-        load_weights(classifier.backbone, source)
+    except SettingError as error:
+        raise error if spec.start is None else SettingError("start", error.got, error.allowed) from error
     return classifier
 
 
@@ -226,9 +233,35 @@ def _check_runs(spec: ModelSpec, kwargs: Mapping[str, Any], size: tuple[int, int
                 raise SettingError("image_size", size, f"a size that {spec.name} runs on ({error})") from error
 
 
-def without_weights(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def without_weights(kwargs: Mapping[str, Any], names: Sequence[str] = WEIGHTS) -> dict[str, Any]:
     """`kwargs` less those that tell timm to load weights."""
-    return {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
+    return {key: value for key, value in kwargs.items() if key not in names}
+
+
+def architecture_of(spec: ModelSpec) -> ModelSpec:
+    """What another process needs to build the same layers: `spec` without its start, its files and timm's tags.
+
+    A tag, a directory and a configuration of timm's are replaced by what they say.
+
+    Raises:
+        SettingError: it cannot be built, or not without them.
+    """
+    own = registered(spec.name) is not None
+    bare = replace(spec, start=None, kwargs=without_weights(spec.kwargs, ("checkpoint_path",) if own else WEIGHTS))
+    kwargs = without_weights(bare.kwargs, CONFIGURATIONS)
+    if own or (kwargs == bare.kwargs and not set(".:") & set(spec.name)):
+        return bare
+    with torch.device("meta"):
+        backbone = build_model(bare).backbone
+        inputs = _inputs_of(backbone, bare)
+        sides = {} if "img_size" in kwargs else {"image_size": inputs.image_size[0]}
+        name = str(vars(backbone)["pretrained_cfg"]["architecture"])
+        mean, std = bare.mean or inputs.mean, bare.std or inputs.std
+        plain = replace(bare, name=name, kwargs=kwargs, mean=mean, std=std, **sides)
+        again = build_model(plain).backbone.state_dict()
+    same = {key: each.shape for key, each in again.items()} == {k: v.shape for k, v in backbone.state_dict().items()}
+    require(same, "name", spec.name, f"an architecture of timm's: it is not {name} with these arguments")
+    return plain
 
 
 def _create(spec: ModelSpec, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -248,25 +281,6 @@ def _check_patches(image: Any, patch: Any) -> None:
     sides = zip(pair_of(image), pair_of(patch), strict=True)
     good = all(is_integer(side) and is_integer(p) and p > 0 and side % p == 0 for side, p in sides)
     require(good, "patch_size", patch, f"an int that divides the image size {image}")
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a classifier answers.
-
-    Args:
-        output: a tensor, or an object or mapping that holds one as `logits`, as Hugging
-            Face's models answer.
-
-    Raises:
-        ValueError: neither.
-    """
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(found, Tensor):
-        return found
-    kind = type(output).__name__
-    raise ValueError(f"model: got an output of type {kind}; allowed: a tensor of logits, or an output with .logits")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,12 +10,24 @@ from pydantic import AfterValidator, Field
 from smi_fed.checks import Allowed, Count, SettingError, Text, checked
 from smi_fed.registry import registered
 
-DEFAULT_ARCHITECTURES = (
-    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224",
-    "deit_small_patch16_224", "deit_base_patch16_224", "deit_tiny_distilled_patch16_224",
-    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
-    "resnet10t", "resnet18", "resnet26t", "resnet34", "resnet50", "convnext_atto", "convnext_tiny",
+PATTERNS = (
+    # ViTs and DeiTs, trained with labels; by masking; on pairs of texts and images; without labels
+    "vit_tiny_patch16_*", "vit_small_patch16_[23]*", "vit_base_patch16_[23]*", "vit_small_patch32_*",
+    "vit_base_patch32_[23]*", "deit_*", "deit3_small_*", "deit3_medium_*", "deit3_base_*",
+    "vit_base_patch16_clip_*", "vit_base_patch32_clip_*", "vit_base_patch16_siglip_*", "vit_small_patch14_dinov2",
+    "vit_base_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_base_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_base_patch16_dinov3",
+    "vit_base_patch16_dinov3_qkvb", "vit_small_patch8_224", "vit_base_patch8_224", "eva02_tiny_*", "eva02_small_*",
+    "eva02_base_*", "beitv2_base_*", "vit_small_patch16_rope_*", "vit_base_patch16_rope_*",
+    # windows and convolutions
+    "swin_tiny_*", "swin_small_*", "swin_base_*", "swinv2_tiny_*", "swinv2_small_*", "resnet10t", "resnet18",
+    "resnet26t", "resnet34", "resnet50", "convnext_atto", "convnext_femto", "convnext_nano", "convnext_tiny",
+    "convnext_small", "convnext_base", "convnextv2_atto", "convnextv2_nano", "convnextv2_tiny", "efficientnet_b[0-4]",
+    "tf_efficientnet_lite[0-4]", "tf_efficientnetv2_s", "mobilenetv3_large_100", "regnety_016", "regnety_032",
 )  # fmt: skip
+
+DEFAULT_ARCHITECTURES = tuple(sorted(timm.list_models(list(PATTERNS))))
+"""What timm, as it is installed, has of `PATTERNS`."""
 
 
 def _known(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from smi_fed.checks import require
 from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors
-from smi_fed.models import Classifier, ModelSpec, build_model, without_weights
+from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
 from smi_fed.sparse_images import SparseImages
 from smi_fed.wrappers import REMEDY, matched, plain_state, unwrapped
 
@@ -40,15 +39,12 @@ def save_student(path: str | os.PathLike[str], student: nn.Module) -> None:
     require(isinstance(own, Classifier), "student", type(own).__name__, f"what build_model built; {REMEDY}")
     assert isinstance(own, Classifier)
     weights = plain_state(own)
+    spec = architecture_of(own.spec)
     with torch.device("meta"):
-        expected = _rebuilt(own.spec).state_dict()
+        expected = build_model(spec).state_dict()
     differ = sorted(weights.keys() ^ expected.keys())
     require(not differ, "student", differ[:3], f"the weights of its spec; {REMEDY}")
-    save_tensors(path, weights, STUDENT_FORMAT, STUDENT_VERSION, spec=own.spec.to_json())
-
-
-def _rebuilt(spec: ModelSpec) -> Classifier:
-    return build_model(replace(spec, kwargs=without_weights(spec.kwargs)))
+    save_tensors(path, weights, STUDENT_FORMAT, STUDENT_VERSION, spec=spec.to_json())
 
 
 def load_student(path: str | os.PathLike[str]) -> Classifier:
@@ -59,8 +55,7 @@ def load_student(path: str | os.PathLike[str]) -> Classifier:
     """
     weights, metadata = load_tensors(path, STUDENT_FORMAT, STUDENT_VERSION)
     try:
-        spec = ModelSpec.from_json(metadata["spec"])
-        model = _rebuilt(spec)
+        model = build_model(architecture_of(ModelSpec.from_json(metadata["spec"])))
         model.load_state_dict(matched(weights, model.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error

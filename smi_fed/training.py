@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smi_fed.checks import Betas, Count, Natural, NonNegative, Positive, Share, checked
+from smi_fed.augmentation import augmentation
 from smi_fed.data import Images, ImageSet
 from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
+from smi_fed.training_config import TrainingConfig
+from smi_fed.tuning import Best, decayed_groups, only_trained, training_mode
 
+__all__ = [
+    "Loss",
+    "Optimiser",
+    "TrainingConfig",
+    "accuracy",
+    "cross_entropy",
+    "evaluating",
+    "predict",
+    "seeded_torch",
+    "shift_images",
+    "train",
+]
 
-@checked
-class TrainingConfig:
-    """Settings of `train`.
-
-    Args:
-        steps: optimiser steps.
-        batch_size: images per step, with replacement across epochs.
-        optimiser: muon (hidden matrices by Muon, everything else by AdamW) | adamw.
-        learning_rate: AdamW's peak, above 0.
-        muon_learning_rate: Muon's peak, above 0.
-        betas: AdamW's.
-        weight_decay: of both, >= 0.
-        warmup: share of the steps that the rates rise, inside (0, 1); then they fall by a cosine.
-        clip: largest gradient norm, above 0.
-        jitter: largest cyclic shift of training images in pixels.
-
-    Raises:
-        SettingError: naming what cannot be.
-    """
-
-    steps: Count = 300
-    batch_size: Count = 64
-    optimiser: Literal["muon", "adamw"] = "muon"
-    learning_rate: Positive = 3e-3
-    muon_learning_rate: Positive = 0.01
-    betas: Betas = (0.9, 0.95)
-    weight_decay: NonNegative = 0.05
-    warmup: Share = 0.15
-    clip: Positive = 1.0
-    jitter: Natural = 1
+log = logging.getLogger("smi_fed")
 
 
 class Optimiser:
@@ -58,13 +44,15 @@ class Optimiser:
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        self.weights = list(model.parameters())
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.clip = config.clip
         muon = config.optimiser == "muon"
-        named = model.named_parameters() if muon else ()
+        named = [each for each in model.named_parameters() if each[1].requires_grad] if muon else []
         hidden = [w for name, w in named if w.ndim == 2 and "blocks." in name and name.endswith(".weight")]
         chosen = {id(weight) for weight in hidden}
-        rest = [weight for weight in self.weights if id(weight) not in chosen]
+        rest: Any = [weight for weight in self.weights if id(weight) not in chosen]
+        if config.layer_decay < 1:
+            rest = decayed_groups(model, config.learning_rate, config.layer_decay, config.weight_decay)
         adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
         self.parts: list[torch.optim.Optimizer] = [adamw]
         if hidden:
@@ -156,25 +144,74 @@ def train(
 
     Raises:
         ValueError: there is no image to train on.
+        SettingError: more layers to train than the model has.
     """
     if not len(data):
         raise ValueError("cannot train on an empty partition: got 0 images")
     device = next(model.parameters()).device
-    images, labels = data.images.to(device), data.labels.to(device)
-    optimiser = Optimiser(model, config)
-    losses = []
-    model.train()
-    with seeded_torch(generator):
-        for step in range(config.steps):
-            rows = torch.randint(len(data), (config.batch_size,), generator=generator).to(device)
-            batch = shift_images(images[rows], config.jitter, generator)
-            now = loss(model, batch, labels[rows])
+    shown, held = held_out(data.labels, config.validation, generator)
+    config = config.over(len(shown))
+    epoch = math.ceil(len(shown) / config.batch_size)
+    shares = even_shares(data.labels[shown]) if config.balanced else None
+    views, losses = augmentation(config.augmentation), []
+    with only_trained(model, config.trainable), seeded_torch(generator):
+        optimiser, best = Optimiser(model, config), Best(model, config.patience)
+        training_mode(model, config.trainable)
+        for step in range(1, config.steps + 1):
+            rows = shown[draw_rows(len(shown), config.batch_size, shares, generator)]
+            batch = shift_images(views(data.images[rows]).to(device), config.jitter, generator)
+            with computing(config, device):
+                now = loss(model, batch, data.labels[rows].to(device))
             optimiser.step(now)
             losses.append(now.detach())
             if progress is not None:
-                progress(step + 1, losses[-1])
+                progress(step, losses[-1])
+            if len(held) and (step % epoch == 0 or step == config.steps):
+                with computing(config, device):
+                    worst = best.done(loss_over(model, data, held))
+                if worst:
+                    log.info("early stop after %d of %d steps", step, config.steps)
+                    break
+        best.restore()
     model.eval()
-    return float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
+    return float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
+
+
+def computing(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Where a model computes in the precision that is asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def draw_rows(count: int, size: int, shares: Tensor | None, generator: torch.Generator) -> Tensor:
+    """(size,) places among `count`, evenly or in the proportions of `shares` (count,)."""
+    if shares is None:
+        return torch.randint(count, (size,), generator=generator)
+    return torch.multinomial(shares, size, replacement=True, generator=generator)
+
+
+def even_shares(labels: Tensor) -> Tensor:
+    """(n,) how often each image is drawn, so that each class that is there is drawn as often as any other."""
+    return 1 / torch.bincount(labels)[labels].float()
+
+
+def held_out(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of the images that are trained on, and of `share` of each class that are not, rounded down.
+
+    Without a share nothing is drawn.
+    """
+    order = torch.randperm(len(labels), generator=generator) if share else torch.arange(len(labels))
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for name in labels.unique() if share else ():
+        own = order[labels[order] == name]
+        held[own[: int(share * len(own))]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+@torch.no_grad()
+def loss_over(model: nn.Module, data: ImageSet, rows: Tensor, batch_size: int = 256) -> float:
+    """Mean cross-entropy over the images at `rows`, in evaluation mode; the model's mode is as before afterwards."""
+    logits = torch.cat([predict(model, data.images[part]) for part in rows.split(batch_size)])
+    return float(F.cross_entropy(logits, data.labels[rows]))
 
 
 @contextmanager

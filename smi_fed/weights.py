@@ -18,32 +18,38 @@ from torch.nn import functional as F
 
 from smi_fed.checks import SettingError, require
 from smi_fed.model_inputs import input_channels
+from smi_fed.spec import ModelSpec
 from smi_fed.weight_files import KEY, PASSED_OVER, Tensors, best_part, read_file
 from smi_fed.wrappers import matched, plain, plain_state
 
 log = logging.getLogger("smi_fed")
 
-HUB = "kwargs.pretrained"
+HUB, PRETRAINED = "kwargs.pretrained", "pretrained"
 LISTED = 8
 
 
-def local_source(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """`kwargs` for timm without what names weights that are here: a file, or a state dict; None where none does.
+def local_source(spec: ModelSpec) -> tuple[dict[str, Any], Any]:
+    """The arguments for timm without what names weights that are here: a file, or a state dict; None where none does.
 
     timm would drop the head of such a file, or load nothing of it, without a word.
 
     Raises:
         SettingError: there is no such file.
     """
-    kwargs = dict(kwargs)
+    kwargs = dict(spec.kwargs)
     path, key = kwargs.pop("checkpoint_path", None), KEY
+    if spec.start == PRETRAINED:
+        kwargs["pretrained"] = True
+    elif spec.start is not None:
+        require(Path(spec.start).is_file(), "start", spec.start, f"{PRETRAINED}, or a file of weights on this machine")
+        return kwargs, spec.start
     if not path and kwargs.get("pretrained"):
         for source in ("pretrained_cfg_overlay", "pretrained_cfg"):
             given = kwargs.get(source)
             if not path and isinstance(given, Mapping):
                 path, key = given.get("state_dict") or given.get("file"), f"kwargs.{source}.file"
-        if not path and name.startswith("local-dir:"):
-            path, key = _in_directory(name.removeprefix("local-dir:")), "name"
+        if not path and spec.name.startswith("local-dir:"):
+            path, key = _in_directory(spec.name.removeprefix("local-dir:")), "name"
     if not path:
         return kwargs, None
     kwargs.pop("pretrained", None)
@@ -135,15 +141,15 @@ def heads_of(backbone: nn.Module) -> tuple[str, ...]:
 def _misfits(tensors: Tensors, own: Tensors) -> dict[str, str]:
     """By name, what a file lacks, has in another shape, or has too much."""
     found = {}
-    for name, wanted in own.items():
+    for name, expected in own.items():
         got = tensors.get(name)
         if got is None:
             if not name.endswith("num_batches_tracked"):  # old files have no such counts
                 found[name] = f"{name} is missing"
-        elif got.shape != wanted.shape:
-            found[name] = f"{name} is {tuple(got.shape)}, expected {tuple(wanted.shape)}"
-        elif got.is_floating_point() != wanted.is_floating_point():
-            found[name] = f"{name} is {got.dtype}, expected {wanted.dtype}"
+        elif got.shape != expected.shape:
+            found[name] = f"{name} is {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        elif got.is_floating_point() != expected.is_floating_point():
+            found[name] = f"{name} is {got.dtype}, expected {expected.dtype}"
     extra = [name for name in tensors if name not in own and not name.startswith(PASSED_OVER)]
     return found | {name: f"{name} has no place in the model" for name in extra}
 
@@ -178,13 +184,13 @@ def _resampled(backbone: nn.Module, tensors: Tensors, own: Tensors) -> Tensors:
 
 def _regridded(tensors: Tensors, own: Tensors) -> Tensors:
     """The same tensors at the model's grid: positions (1, n, d) or (1, d, h, w) that timm leaves alone."""
-    got, wanted = tensors.get("pos_embed"), own.get("pos_embed")
-    if got is None or wanted is None or got.shape == wanted.shape or got.ndim != wanted.ndim:
+    got, expected = tensors.get("pos_embed"), own.get("pos_embed")
+    if got is None or expected is None or got.shape == expected.shape or got.ndim != expected.ndim:
         return tensors
-    old, new = (isqrt(table.shape[1]) for table in (got, wanted))
-    if got.ndim == 4 and got.shape[:2] == wanted.shape[:2]:
-        got = F.interpolate(got.float(), wanted.shape[2:], mode="bicubic", antialias=True)
-    elif got.ndim == 3 and got.shape[2] == wanted.shape[2] and (old**2, new**2) == (got.shape[1], wanted.shape[1]):
+    old, new = (isqrt(table.shape[1]) for table in (got, expected))
+    if got.ndim == 4 and got.shape[:2] == expected.shape[:2]:
+        got = F.interpolate(got.float(), expected.shape[2:], mode="bicubic", antialias=True)
+    elif got.ndim == 3 and got.shape[2] == expected.shape[2] and (old**2, new**2) == (got.shape[1], expected.shape[1]):
         got = resample_abs_pos_embed(got, [new, new], [old, old], num_prefix_tokens=0)
     return tensors | {"pos_embed": got}
 
@@ -228,7 +234,8 @@ def _load_by(load: Callable[[], Any], backbone: nn.Module, source: str, key: str
     except SettingError:
         raise
     except Exception as error:  # as in `read_file`; a model that reads no arrays has no such method
-        raise SettingError(key, source, f"weights that {type(backbone).__name__} reads ({error})") from error
+        where = "" if key == KEY else ", from the hub or, where that cannot be reached, from a file that `start` names"
+        raise SettingError(key, source, f"weights that {type(backbone).__name__} reads{where} ({error})") from error
     left = [name for name, tensor in own.items() if bool(tensor.isnan().any())]
     heads = heads_of(backbone)
     _refuse([f"{name} is missing" for name in left if not _below(name, heads)], backbone, source, key)

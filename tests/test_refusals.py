@@ -38,7 +38,10 @@ TRAINING = {
     "steps": (0, COUNT), "batch_size": (True, COUNT), "optimiser": ("sgd", "adamw | muon"),
     "learning_rate": ("1e-3", POSITIVE), "muon_learning_rate": (0.0, POSITIVE), "betas": ((0.9, 1.0), BETAS),
     "weight_decay": (-0.1, NON_NEGATIVE), "warmup": (1, SHARE), "clip": (float("inf"), POSITIVE),
-    "jitter": (-1, NATURAL),
+    "jitter": (-1, NATURAL), "epochs": (0, "a number > 0 or null"),
+    "trainable": ("last:0", "all | head | last:N, N layers >= 1"), "layer_decay": (1.1, "a number in (0, 1]"),
+    "balanced": (None, FLAG), "augmentation": ("cutmix", "none | randaugment | standard"),
+    "precision": ("float16", "bfloat16 | float32"), "validation": (1.0, "a number in [0, 1)"), "patience": (0, COUNT),
 }  # fmt: skip
 
 FAULTS = {
@@ -86,7 +89,7 @@ FAULTS = {
     ModelSpec: {
         "name": ("", "a timm model name"), "num_classes": (2.0, COUNT), "image_size": ((32, 32), "an int >= 1 or null"),
         "kwargs": ([("depth", 3)], GROUP), "mean": ((True,), CHANNELS), "std": ((0.5, 0.0), CHANNELS),
-        "class_names": ("abc", "a list of names"),
+        "class_names": ("abc", "a list of names"), "start": ("", "null | pretrained | the path of a file of weights"),
     },
     AdmissionPolicy: {
         "architectures": (None, "a list"), "max_parameters": (0, COUNT), "max_examples": (1e6, COUNT),
@@ -94,7 +97,8 @@ FAULTS = {
     },
     ModelsConfig: {"clients": (None, GROUP), "student": ("vit", GROUP)},
     ClientConfig: {
-        "training": (None, GROUP), "send_label_counts": (1, FLAG), "minimum_examples": (1, "an int >= 2"),
+        "training": (None, GROUP), "device": ("gpu", "auto | cpu | cuda | cuda:N"),
+        "send_label_counts": (1, FLAG), "minimum_examples": (1, "an int >= 2"),
         "student_weight": (1, "a number in [0, 1)"), "student_temperature": (0, POSITIVE),
     },
     ServerConfig: {
@@ -147,6 +151,11 @@ TOGETHER = [
     (InversionConfig, {"batchnorm": 1, "batch_size": "auto"}, "batch_size", "an int, where batchnorm > 0"),
     (DistillationConfig, {"relabel": 0.5, "tokens": "kept"}, "relabel", "0 unless tokens is all"),
     (DistillationConfig, {"relabel": 0.5, "tokens": "mixed"}, "relabel", "0 unless tokens is all"),
+    (TrainingConfig, {"layer_decay": 0.5}, "layer_decay", "1, unless optimiser is adamw"),
+    (DistillationConfig, {"layer_decay": 0.5}, "layer_decay", "1, unless optimiser is adamw"),
+    (DistillationConfig, {"augmentation": "standard", "tokens": "mixed"}, "augmentation", "none, where tokens"),
+    (DistillationConfig, {"augmentation": "standard", "relabel": 0.1}, "augmentation", "none, where tokens"),
+    (ModelSpec, {"name": "a", "num_classes": 3, "start": "a.pth", "kwargs": {"pretrained": True}}, "start", "null"),
     (DataConfig, {"source": "hub"}, "name", "a name for source hub"),
     (DataConfig, {"source": "folder"}, "name", "a name for source folder"),
     (DataConfig, {"source": "shapes"}, "channels", "3, for source shapes"),

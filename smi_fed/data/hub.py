@@ -52,17 +52,17 @@ def find_in_datasets(splits: Mapping[str, Any], config: DataConfig) -> tuple[Ima
     return train, None if held_out is None else _read(splits[held_out], held_out, config, train.class_names)
 
 
-def _read(rows: Any, where: str, config: DataConfig, wanted: tuple[str, ...] | None = None) -> ImageSet:
-    """The images of a split, labelled in the order of `wanted` where it is given."""
+def _read(rows: Any, where: str, config: DataConfig, class_names: tuple[str, ...] | None = None) -> ImageSet:
+    """The images of a split, labelled in the order of `class_names` where it is given."""
     for key in ("image_column", "label_column"):
         column = getattr(config, key)
         require(column in rows.column_names, f"data.{key}", column, " | ".join(rows.column_names))
     require(len(rows) > 0, "data.name", config.name, f"images in {where}; there are none")
     labels, names = _labels(rows, where, config)
-    if wanted is not None:
+    if class_names is not None:
         used = sorted(set(labels))
-        new = dict(zip(used, matching([names[label] for label in used], wanted, config.name), strict=True))
-        labels, names = [new[label] for label in labels], wanted
+        new = dict(zip(used, matching([names[label] for label in used], class_names, config.name), strict=True))
+        labels, names = [new[label] for label in labels], class_names
     return ImageSet(_images(rows, where, config), torch.tensor(labels), names)
 
 

@@ -80,9 +80,9 @@ def _rows(path: Path, config: DataConfig) -> list[Row]:
 
 
 def _column(key: str, usual: str, columns: list[str], config: DataConfig) -> str:
-    wanted = getattr(config, key)
-    found = next((name for name in (wanted, usual) if name in columns), None)
-    require(found is not None, f"data.{key}", wanted, f"{' | '.join(columns)}, the columns of {config.name}")
+    column = getattr(config, key)
+    found = next((name for name in (column, usual) if name in columns), None)
+    require(found is not None, f"data.{key}", column, f"{' | '.join(columns)}, the columns of {config.name}")
     return str(found)
 
 

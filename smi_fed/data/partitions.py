@@ -32,10 +32,10 @@ def partition(labels: Tensor, config: DataConfig, partitions: int, seed: int) ->
             partitions, "label", config.alpha, min_partition_size=0, self_balancing=True, seed=seed
         )
     else:
-        classes, wanted = len(labels.unique()), config.classes_per_partition
-        require(wanted <= classes, "data.classes_per_partition", wanted, f"at most the {classes} classes")
+        classes, each = len(labels.unique()), config.classes_per_partition
+        require(each <= classes, "data.classes_per_partition", each, f"at most the {classes} classes")
         partitioner = PathologicalPartitioner(
-            partitions, "label", wanted, class_assignment_mode="deterministic", shuffle=True, seed=seed
+            partitions, "label", each, class_assignment_mode="deterministic", shuffle=True, seed=seed
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     partitioner.dataset = Dataset.from_dict({"index": order, "label": labels.numpy()[order]})

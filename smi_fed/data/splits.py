@@ -76,14 +76,14 @@ def check_split(counts: Tensor, names: Sequence[str], test_fraction: float) -> N
     )  # fmt: skip
 
 
-def matching(names: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
-    """The place in `wanted` of each of `names`: held-out images keep their class, whatever its number.
+def matching(names: Sequence[str], class_names: Sequence[str], where: str) -> list[int]:
+    """The place in `class_names` of each of `names`: held-out images keep their class, whatever its number.
 
     Raises:
         SettingError: names that the training images do not have.
     """
-    places = {name: place for place, name in enumerate(wanted)}
+    places = {name: place for place, name in enumerate(class_names)}
     unknown = [name for name in names if name not in places]
-    known = ", ".join(wanted)
+    known = ", ".join(class_names)
     require(not unknown, "data.name", where, f"held-out images of train's classes, {known}; not of {unknown}")
     return [places[name] for name in names]

@@ -16,7 +16,10 @@ BY_CLASS, BY_CERTAINTY = ("class", "class_certainty"), ("certainty", "class_cert
 
 @checked
 class DistillationConfig(TrainingConfig):
-    """Settings of `distill`; those of `TrainingConfig` are the student's optimiser.
+    """Settings of `distill`; those of `TrainingConfig` are the student's, over synthetic images.
+
+    Its `balanced` goes by what the images were made for, its `validation` is a share of the
+    synthetic images, on which the student is compared with the ensemble.
 
     Args:
         temperature: of both softmaxes, above 0.
@@ -39,7 +42,11 @@ class DistillationConfig(TrainingConfig):
     relabel: NonNegative = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(not self.relabel or self.tokens == "all", "relabel", self.relabel, "0 unless tokens is all")
+        whole = self.tokens == "all" and not self.relabel
+        allowed = "none, where tokens is not all or relabel > 0: a crop moves patches"
+        require(whole or self.augmentation == "none", "augmentation", self.augmentation, allowed)
 
 
 @dataclass

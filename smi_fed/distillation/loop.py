@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
+from smi_fed.augmentation import augmentation
 from smi_fed.distillation.config import BY_CERTAINTY, DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
 from smi_fed.distillation.shown import Shown
-from smi_fed.distillation.views import draw, show
+from smi_fed.distillation.views import Draw, draw, show
+from smi_fed.distillation.watching import Watch, divide
 from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.sparse_images import SparseImages
-from smi_fed.training import Optimiser, evaluating, seeded_torch
+from smi_fed.training import Optimiser, computing, evaluating, seeded_torch
+from smi_fed.tuning import only_trained, training_mode
+
+log = logging.getLogger("smi_fed")
 
 BLOCK_BYTES, BLOCK_STEPS = 2**28, 100
 """Views of at most so many bytes, and of at most so many steps, are shown to one teacher after the other at a time."""
@@ -69,30 +76,51 @@ def distill(
     first = sets[0].images.shape
     inner = unwrapped(student)
     size = inner.image_size if isinstance(inner, Classifier) else (first[2], first[3])
+    shares, held = divide(sets, config, shares, generator)
+    config = config.over(count - len(held))
     shown = Shown(student, sets, config, size, device)
-    optimiser = Optimiser(student, config)
+
+    def ask(views: Sequence[Tensor]) -> list[Tensor]:
+        sure = config.ensemble in BY_CERTAINTY
+        return ensemble_answers(_others(student, teachers), views, weights, config.temperature, by_certainty=sure)
+
     started, losses = time.perf_counter(), []
-    sure = config.ensemble in BY_CERTAINTY
-    blocks = _blocks(config, first[1] * size[0] * size[1])
-    with seeded_torch(generator):
-        for steps in blocks:
-            draws = [draw(config, count, shares, generator) for _ in steps]
-            views = show(sets, draws, size, device)
-            answers = ensemble_answers(
-                _others(student, teachers), views, weights, config.temperature, by_certainty=sure
-            )
-            _check_classes(student, answers[0], views[0])
-            student.train()
-            try:
-                for step, drawn, view, probabilities in zip(steps, draws, views, answers, strict=True):
+    with only_trained(student, config.trainable), seeded_torch(generator):
+        optimiser, watch = Optimiser(student, config), Watch(student, sets, held, config, ask, size)
+        with closing(_lessons(student, sets, config, shares, ask, size, count, generator)) as lessons:
+            for step, drawn, view, probabilities in lessons:
+                with computing(config, device):
                     loss = shown.loss(view, drawn, probabilities)
-                    optimiser.step(loss)
-                    losses.append(loss.detach())
-                    if progress is not None:
-                        progress(step + 1, losses[-1])
-            finally:
-                student.eval()
-    return DistillationRecord(config.steps, time.perf_counter() - started, torch.stack(losses).tolist())
+                optimiser.step(loss)
+                losses.append(loss.detach())
+                if progress is not None:
+                    progress(step, losses[-1])
+                if watch.done(step):
+                    log.info("early stop after %d of %d steps", step, config.steps)
+                    break
+        watch.best.restore()
+    return DistillationRecord(len(losses), time.perf_counter() - started, torch.stack(losses).tolist())
+
+
+def _lessons(
+    student: nn.Module, sets: Sequence[SparseImages], config: DistillationConfig, shares: Tensor | None,
+    ask: Callable[[Sequence[Tensor]], list[Tensor]], size: tuple[int, int], count: int, generator: torch.Generator,
+) -> Generator[tuple[int, Draw, Tensor, Tensor], None, None]:  # fmt: skip
+    """Of each step its number from 1, what is drawn among `count` images, the view, and what the ensemble says of it.
+
+    The student is in training mode while a step is taken, and in evaluation mode after that.
+    """
+    device, change = next(student.parameters()).device, augmentation(config.augmentation)
+    for steps in _blocks(config, len(sets[0].images[0]) * size[0] * size[1]):
+        draws = [draw(config, count, shares, generator) for _ in steps]
+        views = [change(view) for view in show(sets, draws, size, device)]
+        answers = ask(views)
+        _check_classes(student, answers[0], views[0])
+        training_mode(student, config.trainable)
+        try:
+            yield from zip([step + 1 for step in steps], draws, views, answers, strict=True)
+        finally:
+            student.eval()
 
 
 def _blocks(config: DistillationConfig, numbers: int) -> list[range]:

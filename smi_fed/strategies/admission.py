@@ -29,7 +29,7 @@ from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
 from smi_fed.wrappers import is_unmerged, matched
 
-LARGEST_IMAGE = 512
+LARGEST_IMAGE = 518
 LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
 """Patches of one image, and of one of a token model; a small patch takes memory that no count of weights tells of."""
 HEADER = 1024

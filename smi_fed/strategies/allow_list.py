@@ -16,7 +16,7 @@ from smi_fed.strategies.records import BadReplyError
 LONGEST_SPEC = 20_000
 
 KWARG_BOUNDS: dict[str, tuple[float, float]] = {
-    "img_size": (8, 512), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
+    "img_size": (8, 518), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
     "mlp_ratio": (0.5, 8), "in_chans": (1, 4), "init_values": (0.0, 1.0), "reg_tokens": (0, 16), "depths": (1, 32),
     "window_size": (1, 16),
 }  # fmt: skip

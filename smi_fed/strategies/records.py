@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smi_fed.checks import is_integer, is_number
 from smi_fed.inversion import FeatureStatistics
-from smi_fed.models import ModelSpec
+from smi_fed.models import ModelSpec, architecture_of
 
 SCHEMA_VERSION = 1
 
@@ -82,7 +82,7 @@ def pack_reply(
     """A client's reply.
 
     Args:
-        spec: what the weights are of.
+        spec: what the weights are of; its architecture alone is told, not what it starts from.
         weights: state dict of a `Classifier` or of a plain timm model, see `sendable`.
         num_examples, train_loss: of the training.
         name: how the client wants to be called in reports; the node's id where empty.
@@ -96,7 +96,7 @@ def pack_reply(
         {
             ARRAYS: ArrayRecord({key: sendable(value) for key, value in weights.items()}),
             METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
-            MODEL: ConfigRecord({SCHEMA: SCHEMA_VERSION, SPEC: spec.to_json(), NAME: name}),
+            MODEL: ConfigRecord({SCHEMA: SCHEMA_VERSION, SPEC: architecture_of(spec).to_json(), NAME: name}),
         }
     )
     if statistics is not None:
@@ -132,7 +132,8 @@ def pack_fit(
 ) -> tuple[list[NDArray[Any]], int, dict[str, bool | bytes | float | int | str]]:
     """What a client of Flower's older API returns from `NumPyClient.fit`."""
     metrics: dict[str, bool | bytes | float | int | str] = {
-        SPEC_METRIC: spec.to_json(), SCHEMA_METRIC: SCHEMA_VERSION, NAME_METRIC: name, TRAIN_LOSS: train_loss,
+        SPEC_METRIC: architecture_of(spec).to_json(), SCHEMA_METRIC: SCHEMA_VERSION, NAME_METRIC: name,
+        TRAIN_LOSS: train_loss,
     }  # fmt: skip
     if label_counts is not None:
         metrics[LABEL_COUNTS] = json.dumps(label_counts)

@@ -118,8 +118,10 @@ def test_a_registered_name_has_to_stand_on_the_list():
 )  # fmt: skip
 def test_a_client_sets_only_what_the_registration_names(kwargs, says, monkeypatch):
     monkeypatch.setattr("smi_fed.strategies.admission.build_model", lambda spec: pytest.fail("built"))
+    forged = reply(ModelSpec(NAME, 5), small_vit().state_dict())
+    forged[records.MODEL][records.SPEC] = ModelSpec(NAME, 5, kwargs=kwargs).to_json()
     with pytest.raises(BadReplyError, match=says):
-        judge(reply(ModelSpec(NAME, 5, kwargs=kwargs), small_vit().state_dict()))
+        judge(forged)
 
 
 def test_a_registered_model_is_built_without_memory_first(monkeypatch):

@@ -1,0 +1,1 @@
+"""Real pictures and really pretrained models, made from public packages: `python -m simulations.real`."""

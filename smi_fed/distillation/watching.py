@@ -1,0 +1,65 @@
+"""When a student has learned enough: what it says on synthetic images that it is not taught."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from smi_fed.distillation.config import DistillationConfig
+from smi_fed.distillation.shown import distillation_loss
+from smi_fed.distillation.views import Draw, show
+from smi_fed.lazy import one_by_one
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import computing, even_shares, held_out, predict
+from smi_fed.tuning import Best
+
+
+def divide(
+    sets: Sequence[SparseImages], config: DistillationConfig, shares: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor]:
+    """How often each image is shown, None for evenly, and the places of those that are held out."""
+    if not config.balanced and not config.validation:
+        return shares, torch.empty(0, dtype=torch.long)
+    targets = torch.cat(one_by_one(sets, _classes))
+    _, held = held_out(targets, config.validation, generator)
+    shown = torch.ones(len(targets)) if shares is None else shares.clone()
+    if config.balanced:
+        shown *= even_shares(targets)
+    shown[held] = 0
+    return shown, held
+
+
+def _classes(images: SparseImages) -> Tensor:
+    """(n,) what each image was made for; of several labels the strongest."""
+    return images.targets.argmax(1) if images.targets.ndim == 2 else images.targets
+
+
+class Watch:
+    """Compares the student with the ensemble on the images at `held`; without any it never stops anything.
+
+    Args:
+        ask: views to the ensemble's probabilities (b, classes) of each.
+        size: of the student's images.
+    """
+
+    def __init__(
+        self, student: nn.Module, sets: Sequence[SparseImages], held: Tensor, config: DistillationConfig,
+        ask: Callable[[Sequence[Tensor]], list[Tensor]], size: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self.student, self.config, self.device = student, config, next(student.parameters()).device
+        self.best, self.views, self.answers = Best(student, config.patience), torch.empty(0), torch.empty(0)
+        self.every = max(1, math.ceil((sum(one_by_one(sets, len)) - len(held)) / config.batch_size))
+        if len(held):
+            (self.views,) = show(sets, [Draw(held, None, None, True)], size, self.device)
+            self.answers = ask([self.views])[0].cpu()
+
+    def done(self, step: int) -> bool:
+        """Whether, at the end of an epoch or of the last step, the loss has not fallen for as long as patience says."""
+        if not len(self.views) or (step % self.every and step != self.config.steps):
+            return False
+        with computing(self.config, self.device):
+            logits = predict(self.student, self.views)
+        return self.best.done(float(distillation_loss(logits, self.answers, self.config.temperature)))

@@ -1,0 +1,116 @@
+"""Clients and a student that start from files, through the whole app."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from safetensors.torch import save_file
+
+from clients.app import app as client_app
+from clients.app import train_round
+from clients.rounds import OwnModels, TrainRequest
+from server.run import FederatedRun, check_models
+from simulations.local_grid import InProcessGrid
+from smi_fed.checks import SettingError
+from smi_fed.config import load_settings
+from smi_fed.data import load_images
+from smi_fed.models import build_seeded
+from smi_fed.report import load_student
+from tests.e2e.test_app import CONF, nodes
+
+NAMES = ("vit_p4_w64_d2", "vit_p8_w96_d3", "vit_p4_w48_d3", "vit_p8_w64_d4")
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """Files of the demo's models, and the overrides that name them."""
+    directory, settings = tmp_path_factory.mktemp("starts"), load_settings(CONF)
+    specs = {f"clients.{name}": settings.model.clients[name] for name in NAMES} | {"student": settings.model.student}
+    words = []
+    for key, spec in specs.items():
+        path = directory / f"{key}.safetensors"
+        save_file(build_seeded(spec, 7).backbone.state_dict(), path)
+        words.append(f"model.{key}.start={path}")
+    return " ".join(["experiment=smoke", *words])
+
+
+def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
+    overrides = (
+        f"{starts} training=finetune client.training.trainable=last:1 distillation=finetune distillation.steps=3"
+    )
+    federated = FederatedRun(load_settings(CONF, overrides), tmp_path / "out")
+    with caplog.at_level(logging.INFO, "smi_fed"):
+        report = federated.execute(InProcessGrid(client_app, nodes(), {"overrides": overrides}))
+    assert [client["admitted"] for client in report["clients"]] == [True] * 4
+    assert report["distillation"]["steps"] == 3
+    assert "client 0: training: finetune, steps 3, trainable last:1; device: " in caplog.text
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert "safetensors" not in text
+    load_student(tmp_path / "out" / "student.safetensors")
+
+
+def request(student, model, server_round=1):
+    content = RecordDict({
+        "arrays": ArrayRecord(model.state_dict()), "config": ConfigRecord({"server-round": server_round}),
+    })  # fmt: skip
+    return TrainRequest(SimpleNamespace(content=content), student)
+
+
+@pytest.mark.parametrize(
+    ("server_round", "student_starts", "own"), [(1, False, True), (1, True, False), (2, False, False)]
+)
+def test_a_start_is_not_lost_to_a_student_of_random_weights(tmp_path, server_round, student_starts, own):
+    """The embedding, which is frozen, tells where a client of the student's architecture went on from."""
+    words = ["model=digits_homogeneous", "training=head", "client.training.steps=1"]
+    plain = load_settings(CONF, words).model.student
+    path = tmp_path / "start.safetensors"
+    pretrained, sent = build_seeded(plain, 7), build_seeded(plain, 1)
+    save_file(pretrained.backbone.state_dict(), path)
+    keys = ["clients.vit_p8_w96_d4", *(["student"] if student_starts else [])]
+    settings = load_settings(CONF, [*words, *(f"model.{key}.start={path}" for key in keys)])
+    spec, data = settings.model.clients["vit_p8_w96_d4"], load_images(settings.data)[0].select(range(40))
+    kept = OwnModels(SimpleNamespace(run_config={}, state=RecordDict()), 0)
+    path = request(settings.model.student, sent, server_round)
+    model, _ = train_round(settings, 0, spec, data, path, kept)
+    expected = (pretrained if own else sent).backbone.patch_embed.proj.weight
+    assert torch.equal(model.backbone.patch_embed.proj.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "training=finetune client.training.trainable=last:4",
+            r"^client\.training\.trainable: got 'last:4'",
+        ),
+        ("distillation=head distillation.trainable=last:5", r"^distillation\.trainable: got 'last:5', .* 1 to 4"),
+        ("model.student.start=/nowhere.pth", r"^model\.student\.start: got '/nowhere.pth'"),
+    ],
+)
+def test_mistakes_are_refused_before_any_client_is_asked(override, says):
+    with pytest.raises(SettingError, match=says):
+        check_models(load_settings(CONF, override))
+
+
+def test_a_clients_file_lies_at_that_client():
+    """The server does not look for it; the client does, before it trains."""
+    settings = load_settings(CONF, f"model.clients.{NAMES[0]}.start=/nowhere.pth")
+    check_models(settings)
+    with pytest.raises(SettingError, match=r"^start: got '/nowhere.pth', allowed: pretrained, or a file"):
+        first_round(settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr("clients.app.train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(SettingError, match=r"^client\.device: got 'cuda', allowed: a device that this machine has"):
+        first_round(load_settings(CONF, "client.device=cuda"))
+
+
+def first_round(settings):
+    data = load_images(settings.data)[0].select(range(40))
+    asked = request(settings.model.student, build_seeded(settings.model.student, 1))
+    kept = OwnModels(SimpleNamespace(run_config={}, state=RecordDict()), 0)
+    return train_round(settings, 0, settings.model.clients[NAMES[0]], data, asked, kept)
