@@ -281,5 +281,5 @@ def test_twenty_thousand_images_train_in_two_gigabytes(tmp_path):
     assert done.returncode == 0, done.stderr
     train_size, held_out, kept, kilobytes = map(int, done.stdout.split())
     assert (train_size, held_out) == (18_000, 2_000)
-    assert kept == 512 * 2**20 // (3 * 224**2)  # the budget is used, and no more
+    assert kept == 256 * 2**20 // (3 * 224**2)  # the budget is used, and no more
     assert kilobytes < 2_000_000, kilobytes

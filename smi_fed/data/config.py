@@ -51,7 +51,7 @@ class DataConfig:
     alpha: Positive = 0.5
     classes_per_partition: Count = 2
     background: Annotated[float, Field(strict=True, ge=0, le=1), Allowed("a number in [0, 1]")] = 1.0
-    memory: Count = 512
+    memory: Count = 256
     workers: Annotated[int, Field(strict=True, ge=1, le=256), Allowed("an int from 1 to 256")] = 2
 
     def __post_init__(self) -> None:

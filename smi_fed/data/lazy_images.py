@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +22,9 @@ from smi_fed.files import FileFormatError
 
 ALIGNED = 16
 """Bytes; floats may not begin anywhere."""
+
+TRIMMED = 320
+"""After so many decoded images free memory goes back to the system."""
 
 NAMED = 5
 """Most broken files that one error names."""
@@ -70,6 +76,7 @@ class Kept:
     def __init__(self, room: int) -> None:
         self.room, self.used, self.lock = room, 0, threading.Lock()
         self.places: dict[int, Tensor] = {}
+        self.decoded = count(1)
 
     @cached_property
     def memory(self) -> Tensor:
@@ -89,6 +96,13 @@ class Kept:
     def get(self, number: int) -> Tensor | None:
         """The image, if it is kept."""
         return self.places.get(number)
+
+
+def trim_memory() -> None:
+    """Have glibc give free pages back, which it keeps in a heap for each thread; nothing elsewhere."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +169,9 @@ class LazyImages:
         """The same, handed out on `device`."""
         return replace(self, device=device)
 
-    def split(self, count: int) -> Iterator[Tensor]:
-        """All images in order, `count` at a time."""
-        return self.batches(slice(start, start + count) for start in range(0, len(self), count))
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images in order, `size` at a time."""
+        return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
     def batches(self, rows: Iterable[Any]) -> Iterator[Tensor]:
         """`self[each]` for each of `rows`; the next one is decoded while its predecessor is in use."""
@@ -212,6 +226,8 @@ class LazyImages:
         if known is not None:
             return finished(known, self.config) if known.dtype == torch.uint8 else known
         pixels = self.decoder.pixels(number)
+        if not next(self.kept.decoded) % TRIMMED:
+            trim_memory()
         image = finished(pixels, self.config)
         if keep:
             small = pixels.dtype == torch.uint8 and pixels.nbytes <= image.nbytes
