@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.evaluation import measure
 from clients.node import Node, NodeConfig, node_images, node_of, telling
 from clients.rounds import OwnModels, TrainRequest, loss_of
 from smi_fed.checks import SettingError
@@ -21,6 +22,7 @@ from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
+from smi_fed.strategies.evaluation_records import pack_evaluation
 from smi_fed.strategies.records import clean_name, pack_reply
 from smi_fed.tokens import is_token_model
 from smi_fed.training import train
@@ -34,13 +36,28 @@ app = ClientApp()
 @app.train()
 def train_and_reply(message: Message, context: Context) -> Message:
     """Train on the node's own images and reply with weights, spec and what settings allow to tell."""
+    settings, node = _begin(context)
+    with telling(node.name):
+        return _reply(settings, node, message, context)
+
+
+@app.evaluate()
+def evaluate_and_reply(message: Message, context: Context) -> Message:
+    """Measure the student, and the node's own newest model, on the images that the node holds out."""
+    settings, node = _begin(context)
+    with telling(node.name):
+        request, own = TrainRequest(message, settings.model.student), OwnModels(context, node.number)
+        measured = measure(settings, node, request, own, client_device(settings)[0])
+        return Message(pack_evaluation(measured), reply_to=message)
+
+
+def _begin(context: Context) -> tuple[Settings, Node]:
+    """The run's settings and this node; what cannot be is told with the node's name."""
     # Clients of a simulation share the machine, and two threads on a busy core are far slower than one.
     torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
     with telling(clean_name(str(context.node_config.get("name", "")))):
         settings = settings_of(str(context.run_config.get("overrides", "")))
-        node = node_of(settings, NodeConfig.of(context.node_config), context.node_id)
-    with telling(node.name):
-        return _reply(settings, node, message, context)
+        return settings, node_of(settings, NodeConfig.of(context.node_config), context.node_id)
 
 
 def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
@@ -86,7 +103,7 @@ def train_round(
     device, reason = client_device(settings)
     torch.manual_seed(settings.seed * 1000 + number)
     model = build_model(spec)
-    question = request.digest(settings.seed, number, spec, settings.data, settings.client)
+    question = request.digest(settings.seed, number, spec, settings.data, settings.client, len(data))
     known = own.answer(request.round, question, model)
     if known is not None:
         model.load_state_dict(known[0])

@@ -16,7 +16,7 @@ import torch
 
 from smi_fed.checks import Count, Fraction, Natural, SettingError, Text, checked, nearest, one_of, read, require
 from smi_fed.config import Settings
-from smi_fed.data import SOURCES, DataConfig, ImageSet, owned_images, partition, shared_images
+from smi_fed.data import SOURCES, DataConfig, ImageSet, hold_out, owned_images, partition, shared_images
 from smi_fed.files import FileFormatError
 from smi_fed.models import ModelSpec, build_model
 from smi_fed.strategies.records import clean_name
@@ -94,7 +94,7 @@ class Node:
         name: for people; "" leaves it to the server.
         number: of its random choices, and of its turn among architectures.
         arch: a name under `model.clients`, or None.
-        data: its own source, or the run's.
+        data: its own source, or the run's; with the share that this node holds out.
         owned: whether nobody else takes part in it.
         part: which part, of how many, of the source is this node's.
     """
@@ -131,7 +131,8 @@ def node_of(settings: Settings, config: NodeConfig, node_id: int = 0) -> Node:
         return Node(name, number, config.arch, _own_source(settings.data, own), True, (0, 1))
     none = settings.data.source == "none"
     require(not none, "data", "", 'a directory, such as data="/data/images", since data.source is none')
-    return Node(name, number, config.arch, settings.data, False, part)
+    share = settings.data.test_fraction if config.test_fraction is None else config.test_fraction
+    return Node(name, number, config.arch, replace(settings.data, test_fraction=share), False, part)
 
 
 def _own_source(data: DataConfig, config: NodeConfig) -> DataConfig:
@@ -156,10 +157,18 @@ def _named_by_place(places: tuple[str, ...], number: int) -> str:
 
 
 def node_images(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageSet, ImageSet, ModelSpec]:
-    """(train, held out) of a node, at the size and of the classes that its model knows; and the model with its classes.
+    """`node_split` at the size that the node's model takes."""
+    train, held_out, spec = node_split(settings, node, spec)
+    with torch.device("meta"):
+        size = build_model(spec).image_size
+    return train.resized(size), held_out.resized(size), spec
+
+
+def node_split(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageSet, ImageSet, ModelSpec]:
+    """(train, held out) of a node, of the classes that its model knows; and the model with its classes.
 
     Nothing is decoded yet; `loaded` does it where all fit into memory. Of a source that all
-    share nothing is held out here: its test split is the server's.
+    share, a node holds out of its part only where clients evaluate: the test split is the server's.
 
     Raises:
         EmptyPartitionError: there is no image.
@@ -169,12 +178,12 @@ def node_images(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageS
     if node.owned:
         train, held_out, spec = _owned(settings, node, spec)
     else:
-        images, _ = shared_images(node.data)
-        parts = partition(images.labels, node.data, node.part[1], settings.seed)
+        images, _ = shared_images(settings.data)
+        parts = partition(images.labels, settings.data, node.part[1], settings.seed)
         if not node.part[0] < len(parts):
             raise EmptyPartitionError(f"partition-id: got {node.part[0]}, allowed: 0 to {len(parts) - 1}")
-        train = images.select(parts[node.part[0]])
-        held_out = train.select([])
+        own = images.select(parts[node.part[0]])
+        train, held_out = hold_out(own, node.data.test_fraction if settings.clients_evaluate else 0.0)
     train, held_out = (each.of_classes(spec.class_names) for each in (train, held_out))
     if not len(train):
         raise EmptyPartitionError(
@@ -182,9 +191,7 @@ def node_images(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageS
             if not node.owned or node.part[1] > 1
             else f"data: got {node.data.name!r}, allowed: images of the model's classes, {spec.class_names}"
         )
-    with torch.device("meta"):
-        size = build_model(spec).image_size
-    return train.resized(size), held_out.resized(size), spec
+    return train, held_out, spec
 
 
 def _owned(settings: Settings, node: Node, spec: ModelSpec) -> tuple[ImageSet, ImageSet, ModelSpec]:

@@ -55,7 +55,8 @@ def build(
         },
         "inversion": None,
         "distillation": None,
-        "rounds": [dict(score) for score in scores],
+        "rounds": [_brief(score) for score in scores],
+        "evaluation": scores[-1]["evaluation"],
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
@@ -66,8 +67,15 @@ def build(
         found["inversion"] |= _inversions(records)
         found["distillation"] = _distillations(records)
         found["pool"] = {"reused": sum(record.reused for record in records)}
-        found["rounds"] = [score | _round(record) for score, record in zip(scores, records, strict=True)]
+        found["rounds"] = [score | _round(record) for score, record in zip(found["rounds"], records, strict=True)]
     return found
+
+
+def _brief(score: dict[str, Any]) -> dict[str, Any]:
+    """A round's score; of what clients measured the mean and the worst, each client is told of for the last round."""
+    measured = score["evaluation"]
+    short = None if measured is None else {key: measured[key] for key in ("mean", "worst")}
+    return {**score, "evaluation": short}
 
 
 def _seconds(records: Sequence[RoundRecord], scores: Sequence[dict[str, Any]], total: float) -> dict[str, float]:

@@ -18,18 +18,19 @@ from flwr.serverapp import strategy as strategies
 from flwr.serverapp.strategy import Strategy
 
 from server import reporting
+from server.images import test_images
 from smi_fed import report
 from smi_fed.alignment import class_positions, union_of_classes
 from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
-from smi_fed.data import ImageSet, shared_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.strategies import DataFreeDistillation, RoundRecord
+from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.admission import check_model
 from smi_fed.strategies.allow_list import Expectation
+from smi_fed.strategies.evaluation import in_words, summary
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
@@ -63,6 +64,9 @@ class FederatedRun:
         self.test = test_images(settings)
         self.inner = build_inner(settings)
         self.strategy = self._wrap() if settings.strategy.distillation else None
+        outer, most = self.strategy or self.inner, settings.admission.max_examples
+        asks = settings.clients_evaluate
+        self.evaluation = FederatedEvaluation(outer, settings.model.student.num_classes, most) if asks else None
         self.started = time.perf_counter()
         self.scores: list[dict[str, Any]] = self._earlier_scores()
         self.earlier = self.scores[-1]["seconds"] if self.scores else 0.0
@@ -94,6 +98,7 @@ class FederatedRun:
         """Scores of the rounds that were finished before a crash."""
         path = self.state_directory / "scores.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        known = [{"evaluation": None, **score} for score in known]  # what an earlier version wrote has none
         return known[: len(self.strategy.rounds)] if self.strategy is not None else []
 
     def execute(self, grid: Grid) -> dict[str, Any]:
@@ -101,7 +106,7 @@ class FederatedRun:
 
         A run that fails leaves a report.json with status 'failed' and no student, and can go on.
         """
-        for name in ("report.json", "student.safetensors"):
+        for name in ("report.json", "student.safetensors", "evaluation.png"):
             (self.output / name).unlink(missing_ok=True)
         try:
             self._rounds(WatchingGrid(grid))
@@ -127,14 +132,14 @@ class FederatedRun:
         if self.strategy is None:
             student = build_seeded(self.settings.model.student, self.settings.seed)
             arrays = ArrayRecord(student.state_dict())  # type: ignore[arg-type]
-            self.inner.start(
+            (self.evaluation or self.inner).start(
                 grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=self._evaluate
             )
             return
         arrays = self.strategy.initial_arrays
         if self.strategy.rounds:
-            self._evaluate_last(arrays)
-        self.strategy.start(
+            self._evaluate_last(arrays, grid)
+        (self.evaluation or self.strategy).start(
             grid=grid,
             initial_arrays=arrays,
             num_rounds=self.strategy.remaining_rounds(rounds),
@@ -142,12 +147,15 @@ class FederatedRun:
             evaluate_fn=self._evaluate,
         )
 
-    def _evaluate_last(self, arrays: ArrayRecord) -> None:
+    def _evaluate_last(self, arrays: ArrayRecord, grid: Grid) -> None:
         """The student of the round after which the run was killed, which may not have been scored any more."""
         assert self.strategy is not None
         done = len(self.strategy.rounds)
+        known = self.scores[done - 1]["evaluation"] if len(self.scores) == done else None
         self.scores = self.scores[: done - 1]
-        self._score(done, arrays)
+        if self.evaluation is not None and known is None:
+            self.evaluation.again(done, arrays, grid, self.settings.strategy.timeout)
+        self._score(done, arrays, known)
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
@@ -156,7 +164,8 @@ class FederatedRun:
         score = self._score(done + server_round, arrays)
         return None if score is None else MetricRecord({"test_accuracy": score})
 
-    def _score(self, server_round: int, arrays: ArrayRecord) -> float | None:
+    def _score(self, server_round: int, arrays: ArrayRecord, known: dict[str, Any] | None = None) -> float | None:
+        """Score the student after a round; `known` is what clients measured of it before a crash."""
         student = build_model(architecture_of(self.settings.model.student)).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
         require_sound(student, f"round {server_round}")
@@ -166,12 +175,21 @@ class FederatedRun:
             "round": server_round,
             "student_test_accuracy": score,
             "seconds": self.earlier + time.perf_counter() - self.started,
+            "evaluation": known or self._measured(server_round),
         })  # fmt: skip
         if score is not None:
             log.info("round %d: student %.1f %% of the test split", server_round, 100 * score)
         if self.strategy is not None:
             write_json(self.state_directory / "scores.json", self.scores)
         return score
+
+    def _measured(self, server_round: int) -> dict[str, Any] | None:
+        """What clients measured after a round; None where they are not asked."""
+        if self.evaluation is None:
+            return None
+        found = summary(self.evaluation.rounds[server_round], self._class_names())
+        log.info("round %d: %s", server_round, in_words(found))
+        return found
 
     def _report(self) -> dict[str, Any]:
         total = self.earlier + time.perf_counter() - self.started
@@ -180,46 +198,28 @@ class FederatedRun:
 
     def _write(self, finished: dict[str, Any]) -> None:
         report.save_student(self.output / "student.safetensors", self.student)
+        measured = finished["evaluation"]
+        if measured is not None and measured["mean"] is not None:
+            report.plot_evaluation(self.output / "evaluation.png", measured)
         if self.strategy is not None:
-            last = self.strategy.rounds[-1]
-            reporting.draw(self.output, last, finished, self._class_names(last))
+            reporting.draw(self.output, self.strategy.rounds[-1], finished, self._class_names())
         write_json(self.output / "report.json", finished)
 
-    def _class_names(self, last: RoundRecord) -> Sequence[str]:
+    def _class_names(self) -> Sequence[str]:
         """Of the student's classes: the settings', the test split's, the clients', or numbers."""
-        student = self.settings.model.student
+        student, last = self.settings.model.student, self.strategy.rounds[-1:] if self.strategy is not None else []
         own = self.test.class_names if self.test is not None else None
-        theirs = next((teacher.spec.class_names for teacher in last.teachers), None)
+        theirs = next((teacher.spec.class_names for record in last for teacher in record.teachers), None)
         return student.class_names or own or theirs or [str(label) for label in range(student.num_classes)]
-
-
-def test_images(settings: Settings) -> ImageSet | None:
-    """The server's test split; None where it has none.
-
-    Raises:
-        SettingError: more clients than images or places, or other classes than the student's.
-        FileNotFoundError, FileFormatError: naming what is missing or broken.
-    """
-    data, student, nodes = settings.data, settings.model.student, settings.strategy.min_nodes
-    many = len(data.nodes)
-    require(not many or nodes <= many, "data.nodes", list(data.nodes), f"a place for each of {nodes} clients")
-    if data.source == "none":
-        return None
-    shared, test = shared_images(data)
-    allowed = f"at most {len(shared)}, the images that clients share"
-    require(bool(many) or nodes <= len(shared), "strategy.min_nodes", nodes, allowed)
-    classes, own = len(test.class_names), student.num_classes
-    require(classes == own, "model.student.num_classes", own, f"{classes}, the data's classes")
-    try:
-        return test.of_classes(student.class_names).loaded() if len(test) else None
-    except SettingError as error:
-        raise error.under("model.student") from error
 
 
 def _identity(settings: Settings) -> dict[str, str]:
     """What decides the student beyond the strategy's own settings: data, clients and their models, by key."""
     groups = {"data": settings.data, "client": settings.client, "model": settings.model}
     known = {f"{group}.{f.name}": repr(getattr(each, f.name)) for group, each in groups.items() for f in fields(each)}
+    shared = settings.data.source != "none" and not settings.data.nodes
+    if shared and settings.clients_evaluate:  # then a client trains on less of its part
+        known["evaluation"] = "clients hold out"
     return {key: value for key, value in known.items() if key not in ("data.memory", "data.workers")}
 
 
@@ -230,6 +230,8 @@ def build_inner(settings: Settings) -> Strategy:
         SettingError: arguments that it does not take.
     """
     config = settings.strategy
+    asks = (config.arguments or {}).get("fraction_evaluate", 0)
+    require(not asks, "strategy.arguments.fraction_evaluate", asks, "0; evaluation=clients asks every client")
     nodes = config.min_nodes
     common = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
     try:

@@ -155,7 +155,12 @@ class StrategyConfig:
 
 @checked
 class Settings:
-    """Everything a run is configured by; fields are the groups and keys under conf/."""
+    """Everything a run is configured by; fields are the groups and keys under conf/.
+
+    Args:
+        evaluation: who measures, on images that nobody trains on: server | clients | both | none. Not given, it is
+            the server, or the clients where `data.source` is none.
+    """
 
     seed: Natural
     model: ModelsConfig
@@ -167,8 +172,14 @@ class Settings:
     strategy: StrategyConfig
     admission: AdmissionPolicy
     pool: PoolConfig = field(default_factory=PoolConfig)
+    evaluation: Literal["server", "clients", "both", "none"] | None = None
 
     def __post_init__(self) -> None:
+        blind = self.data.source == "none"
+        if self.evaluation is None:
+            object.__setattr__(self, "evaluation", "clients" if blind else "server")
+        allowed = "clients | none, since data.source is none; with data.source and data.name the server has images"
+        require(not (blind and self.server_evaluates), "evaluation", self.evaluation, allowed)
         if self.distillation.ensemble in BY_CLASS:
             sends = self.client.send_label_counts
             require(
@@ -177,6 +188,16 @@ class Settings:
                 sends,
                 f"true, where distillation.ensemble is {self.distillation.ensemble}",
             )
+
+    @property
+    def server_evaluates(self) -> bool:
+        """Whether the server measures on its test split."""
+        return self.evaluation in ("server", "both")
+
+    @property
+    def clients_evaluate(self) -> bool:
+        """Whether each client measures on what it holds out."""
+        return self.evaluation in ("clients", "both")
 
 
 def load_settings(directory: Path, overrides: str | Sequence[str] = "") -> Settings:

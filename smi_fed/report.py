@@ -1,4 +1,4 @@
-"""What a run leaves behind: report.json, the student and two pictures."""
+"""What a run leaves behind: report.json, the student and its pictures."""
 
 from __future__ import annotations
 
@@ -102,6 +102,48 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
         figure.savefig(part, dpi=120)
 
 
+def plot_evaluation(path: str | os.PathLike[str], measured: dict[str, Any]) -> None:
+    """Each client's accuracies on its own held-out images, their mean and the worst; beside them each class.
+
+    Args:
+        measured: `evaluation` of a report in which at least one client measured something.
+    """
+    from matplotlib.figure import Figure
+
+    clients = [(f"{each['name']} ({each['images']})", each) for each in _measured_lines(measured)]
+    classes = [(f"{each['class']} ({each['images']})", each) for each in measured["per_class"] if each["images"]]
+    rows = max(len(clients), len(classes))
+    figure = Figure(figsize=(10, max(4.0, 0.4 * rows + 1.5)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _pairs(left, clients, title="Clients, with their held-out images")
+    _pairs(right, classes, title="Classes, over all clients")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def _measured_lines(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """The clients that measured something, the weighted mean and the worst, as they are shown."""
+    lines = [each for each in measured["clients"] if each["images"]]
+    worst = {**measured["worst"], "name": f"worst: {measured['worst']['name']}"}
+    return [*lines, {**measured["mean"], "name": "weighted mean"}, worst]
+
+
+def _pairs(axes: Any, lines: Sequence[tuple[str, dict[str, Any]]], title: str) -> None:
+    """Two horizontal bars for each named line, the student's and the own model's accuracy, from the top."""
+    for offset, key, label, colour in (
+        (-0.2, "student_accuracy", "student", "tab:blue"), (0.2, "own_accuracy", "own model", "tab:gray"),
+    ):  # fmt: skip
+        shown = [(place + offset, 100 * line[key]) for place, (_, line) in enumerate(lines) if line[key] is not None]
+        if shown:
+            places, lengths = zip(*shown, strict=True)
+            bars = axes.barh(places, lengths, height=0.4, color=colour, label=label)
+            axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7)
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines], parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy in %", xlim=(0, 112), title=title)
+
+
 def _bars(axes: Any, bars: Sequence[tuple[str, float, str]], form: str, **labels: Any) -> None:
     """A horizontal bar for each (name, length, colour), from the top."""
     names, lengths, colours = zip(*bars[::-1], strict=True)
@@ -178,6 +220,8 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     student = report["student"]
     table.add_row("student", student["architecture"], "", _percent(student["test_accuracy"]), style="bold")
     console.print(table)
+    if report.get("evaluation"):
+        console.print(_evaluation_table(report["evaluation"]))
     seconds, inversion = report["seconds"], report["inversion"]
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
     if not inversion:
@@ -187,6 +231,25 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         f"inversion: {inversion['images']} images, {inversion['method']}; {1 - inversion['kept_fraction']:.0%} of the "
         f"patches stopped by the end, {saved:.0%} of dense FLOPs saved"
     )
+
+
+def _evaluation_table(measured: dict[str, Any]) -> Table:
+    """What each client measured, the weighted mean and the worst; or why a client measured nothing."""
+    table = Table(title="on what clients hold out of their own images")
+    for heading in ("", "images", "student", "own model"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for each in measured["clients"]:
+        name = each["name"] + (f": {each['reason']}" if each["reason"] else "")
+        _add_accuracies(table, name, each)
+    if measured["mean"]:
+        table.add_section()
+        _add_accuracies(table, "weighted mean", measured["mean"])
+        _add_accuracies(table, f"worst: {measured['worst']['name']}", measured["worst"])
+    return table
+
+
+def _add_accuracies(table: Table, name: str, line: dict[str, Any]) -> None:
+    table.add_row(escape(name), str(line["images"]), _percent(line["student_accuracy"]), _percent(line["own_accuracy"]))
 
 
 def _percent(value: float | None) -> str:

@@ -125,11 +125,12 @@ def test_no_two_clients_and_no_two_rounds_share_their_draws(monkeypatch):
         return 0.5
 
     monkeypatch.setattr(clients.app, "train", noted)
-    run = SimpleNamespace(seed=3, data=None, client=SimpleNamespace(training=None, student_weight=0.0,
-                                                                    student_temperature=1.0))  # fmt: skip
+    training = TrainingConfig(steps=1)
+    client = SimpleNamespace(device="cpu", training=training, student_weight=0.0, student_temperature=1.0)
+    run = SimpleNamespace(seed=3, data=None, client=client)
     for number in (0, 1):
         for server_round in (1, 2):
             own = clients.app.OwnModels(Context(1, number, {}, RecordDict(), {}), number)
-            clients.app.train_round(run, number, small_spec(), None, asked(server_round), own)
+            clients.app.train_round(run, number, small_spec(), (), asked(server_round), own)
     assert len({seed for seed, _ in seen.values()}) == 4
     assert seen[1, 0][1] == seen[2, 0][1] != seen[1, 1][1] == seen[2, 1][1]  # each its own start

@@ -78,11 +78,12 @@ FAULTS = {
         "relabel": (-0.1, NON_NEGATIVE),
     },
     DataConfig: {
-        "source": ("disk", "digits | folder | hub | shapes"), "name": (3, TEXT), "image_size": (7, "an int >= 8"),
-        "channels": (2, "1 | 3"), "test_fraction": (0.0, SHARE),
+        "source": ("disk", "digits | folder | hub | manifest | none | shapes"), "name": (3, TEXT), "image_size": (7, "an int >= 8"),
+        "channels": (2, "1 | 3"), "test_fraction": (1.0, "a number in [0, 1)"),
         "image_column": (None, TEXT), "label_column": (1, TEXT),
         "scheme": ("random", "dirichlet | iid | pathological"), "alpha": (0, POSITIVE),
         "classes_per_partition": (1.5, COUNT), "background": (1.1, "a number in [0, 1]"),
+        "split": (1, TEXT), "nodes": ("a", "a list"), "memory": (0, COUNT), "workers": (0, "an int from 1 to 256"),
     },
     PoolConfig: {"images": (-1, NATURAL), "decay": (1.1, "a number in (0, 1]"), "warm": (1, FLAG)},
     PipelineConfig: {"images_per_teacher": (0, COUNT), "inversion": (None, GROUP), "distillation": (3, GROUP)},
@@ -113,7 +114,10 @@ FAULTS = {
         "arguments": (3, GROUP), "distillation": ("no", FLAG), "projection": ("all", "ensemble | per_teacher"),
         "refine": (None, FLAG), "rounds": (0, COUNT), "timeout": (0, POSITIVE), "min_nodes": (-1, COUNT),
     },
-    Settings: {"seed": (-1, NATURAL)} | dict.fromkeys(GROUPS, (None, GROUP)),
+    Settings: {
+        "seed": (-1, NATURAL), "evaluation": ("client", "both | clients | none | server"),
+        **dict.fromkeys(GROUPS, (None, GROUP)),
+    },
     FederationConfig: {"images": (-1, NATURAL), "iterations": (7, "an int >= 8"), "steps": (0, COUNT)},
     ThroughputConfig: {
         "device": (0, "auto | cpu | cuda | cuda:N"), "model": (None, TEXT), "batch": (0, COUNT),

@@ -2,6 +2,7 @@
 
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.strategies.data_free import DataFreeDistillation
+from smi_fed.strategies.federated_evaluation import FederatedEvaluation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
 from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError, UnsoundStudentError
 from smi_fed.strategies.watching_grid import WatchingGrid
@@ -9,6 +10,7 @@ from smi_fed.strategies.watching_grid import WatchingGrid
 __all__ = [
     "AdmissionPolicy",
     "DataFreeDistillation",
+    "FederatedEvaluation",
     "LegacyDataFreeDistillation",
     "RoundRecord",
     "TooFewTeachersError",
