@@ -210,13 +210,13 @@ BARE = {key: value for key, value in small_spec(patch_size=16, depth=1).kwargs.i
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda: with_kwargs(img_size=528, patch_size=16), "argument img_size is 528, allowed: 8 to 512"),
-        (lambda: with_spec(image_size=528, kwargs=BARE), r"images of \(528, 528\) px, allowed: at most 512"),
-        (lambda: with_spec(image_size=16 * 10**6, kwargs=BARE), "px, allowed: at most 512|parameters, allowed"),
-        (lambda: with_spec(name="resnet10t", image_size=513, kwargs={}), r"images of \(513, 513\) px"),
+        (lambda: with_kwargs(img_size=528, patch_size=16), "argument img_size is 528, allowed: 8 to 518"),
+        (lambda: with_spec(image_size=528, kwargs=BARE), r"images of \(528, 528\) px, allowed: at most 518"),
+        (lambda: with_spec(image_size=16 * 10**6, kwargs=BARE), "px, allowed: at most 518|parameters, allowed"),
+        (lambda: with_spec(name="resnet10t", image_size=519, kwargs={}), r"images of \(519, 519\) px"),
     ],
 )
-def test_images_larger_than_512_px_are_refused(content, reason):
+def test_images_larger_than_518_px_are_refused(content, reason):
     policy = AdmissionPolicy(architectures=("vit_tiny_patch16_224", "resnet10t"))
     with pytest.raises(BadReplyError, match=reason):
         judge(content(), replace(STUDENT, class_names=None), policy)
