@@ -78,8 +78,8 @@ FAULTS = {
         "relabel": (-0.1, NON_NEGATIVE),
     },
     DataConfig: {
-        "source": ("disk", "digits | folder | hub | manifest | none | shapes"), "name": (3, TEXT), "image_size": (7, "an int >= 8"),
-        "channels": (2, "1 | 3"), "test_fraction": (1.0, "a number in [0, 1)"),
+        "source": ("disk", "digits | folder | hub | manifest | none | shapes"), "name": (3, TEXT),
+        "image_size": (7, "an int >= 8"), "channels": (2, "1 | 3"), "test_fraction": (1.0, "a number in [0, 1)"),
         "image_column": (None, TEXT), "label_column": (1, TEXT),
         "scheme": ("random", "dirichlet | iid | pathological"), "alpha": (0, POSITIVE),
         "classes_per_partition": (1.5, COUNT), "background": (1.1, "a number in [0, 1]"),
