@@ -19,6 +19,7 @@ from smi_fed.report import (
     _one_per_class,
     load_student,
     plot_curves,
+    plot_evaluation,
     plot_images,
     print_summary,
     save_student,
@@ -157,6 +158,43 @@ def pixels(path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
+
+
+def measured(own=0.75):
+    """Two clients that measured, and one that failed with brackets in its reason."""
+    shown = {"own_accuracy": own}
+    first = {"name": "Nord", "images": 30, "student_accuracy": 0.9, **shown, "reason": ""}
+    second = {"name": "Mary", "images": 10, "student_accuracy": 0.5, **shown, "reason": ""}
+    failed = {"name": "South", "images": 0, "student_accuracy": None, "own_accuracy": None, "reason": "no [bold] disk"}
+    return {
+        "clients": [second, first, failed], "worst": second,
+        "mean": {"images": 40, "student_accuracy": 0.8, **shown},
+        "per_class": [{"class": "cat", "images": 40, "student_accuracy": 0.8, **shown},
+                      {"class": "dog", "images": 0, "student_accuracy": None, "own_accuracy": None}],
+    }  # fmt: skip
+
+
+def test_the_summary_tells_what_clients_measured():
+    text = summary({**REPORT, "evaluation": measured()}).split("hold out")[1]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") > 3]
+    assert rows == [
+        ["Mary", "10", "50.0 %", "75.0 %"], ["Nord", "30", "90.0 %", "75.0 %"],
+        ["South: no [bold] disk", "0", "", ""], ["weighted mean", "40", "80.0 %", "75.0 %"],
+        ["worst: Mary", "10", "50.0 %", "75.0 %"],
+    ]  # fmt: skip
+    nothing = {**measured(), "clients": measured()["clients"][2:], "mean": None, "worst": None}
+    assert "weighted mean" not in summary({**REPORT, "evaluation": nothing})
+
+
+def test_the_picture_of_an_evaluation_shows_what_it_is_given(tmp_path):
+    pictures = []
+    for own in (0.75, 0.25, None):
+        plot_evaluation(tmp_path / "evaluation.png", measured(own))
+        pictures.append(pixels(tmp_path / "evaluation.png"))
+    assert all(picture.std() > 10 for picture in pictures)
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])
+    assert [each.name for each in tmp_path.iterdir()] == ["evaluation.png"]
 
 
 def test_curves_are_a_picture(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,13 +44,14 @@ class Evaluated:
     """What came of one node's evaluation.
 
     Attributes:
+        name: how the node calls itself, or did when it last answered; empty where it never said.
         reason: why there is no measurement; empty where there is one.
     """
 
     node: int
+    name: str = ""
     measured: Measured | None = None
     reason: str = ""
-    name: str = ""
 
     @property
     def counts(self) -> bool:
@@ -63,18 +63,14 @@ def named(found: Iterable[Evaluated], known: Mapping[int, str]) -> list[Evaluate
     """The same in order of their names, no two of which are equal.
 
     Args:
-        known: what nodes are called already; no other gets one of these names.
+        known: what nodes are called elsewhere in the report; no other node gets one of these names.
     """
-    found = sorted(found, key=lambda each: each.node)
-    claimed = {each.node: each.measured.name if each.measured else "" for each in found}
-    taken = Counter(known.values())
-    lines = []
-    for each in found:
-        own = claimed[each.node]
-        name = known.get(each.node) or own or f"node {each.node}"
-        if each.node not in known and taken[name]:
+    taken, lines = set(known.values()), []
+    for each in sorted(found, key=lambda each: each.node):
+        name = known.get(each.node) or each.name or f"node {each.node}"
+        if each.node not in known and name in taken:
             name = f"{name} (node {each.node})"
-        taken[name] += 1
+        taken.add(name)
         lines.append(replace(each, name=name))
     return sorted(lines, key=lambda each: each.name)
 

@@ -70,7 +70,7 @@ class FederatedEvaluation(Strategy):
         gone = {message.metadata.dst_node_id for message in self._trained} - connected
         reasons = dict.fromkeys(gone, "not connected any more")
         reasons |= dict.fromkeys(self._silent, "no reply in time to this round's training")
-        self._missing = [Evaluated(node, reason=reason) for node, reason in reasons.items()]
+        self._missing = [self._failed(node, reason) for node, reason in reasons.items()]
         self._asked = [
             Message(pack_question(self.done_before + server_round, arrays), node, MessageType.EVALUATE)
             for node in sorted(connected - reasons.keys())
@@ -80,9 +80,9 @@ class FederatedEvaluation(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Keep what came of each node in `rounds`; the mean over held-out images goes to Flower's log."""
         found = [*self._missing, *self._judged(replies)]
-        known = {v.node: v.name for record in getattr(self.strategy, "rounds", ()) for v in record.verdicts if v.name}
-        lines = named(found, self._names | known)
-        self._names |= {each.node: each.name for each in lines if each.measured is not None} | known
+        self._names |= {each.node: each.name for each in found}
+        verdicts = (verdict for record in getattr(self.strategy, "rounds", ()) for verdict in record.verdicts)
+        lines = named(found, {verdict.node: verdict.called for verdict in verdicts if verdict.admitted})
         self.rounds[self.done_before + server_round] = lines
         for each in lines:
             if each.reason:
@@ -103,13 +103,17 @@ class FederatedEvaluation(Strategy):
 
     def _judge(self, node: int, reply: Message | None) -> Evaluated:
         if reply is None:
-            return Evaluated(node, reason="no reply in time")
+            return self._failed(node, "no reply in time")
         if reply.has_error():
-            return Evaluated(node, reason=f"client failed: {reply.error.reason} (code {reply.error.code})")
+            return self._failed(node, f"client failed: {reply.error.reason} (code {reply.error.code})")
         try:
-            return Evaluated(node, read_evaluation(reply.content, self.classes, self.most))
+            measured = read_evaluation(reply.content, self.classes, self.most)
         except BadReplyError as error:
-            return Evaluated(node, reason=str(error))
+            return self._failed(node, str(error))
+        return Evaluated(node, measured.name, measured)
+
+    def _failed(self, node: int, reason: str) -> Evaluated:
+        return Evaluated(node, self._names.get(node, ""), reason=reason)
 
     def again(self, server_round: int, arrays: ArrayRecord, grid: Grid, timeout: float) -> None:
         """Evaluate once more after round `server_round`, counted over the whole run, without training."""
