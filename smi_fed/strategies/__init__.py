@@ -1,6 +1,7 @@
 """Flower strategies; with `server` and `clients` the only code that imports flwr."""
 
 from smi_fed.policy import AdmissionPolicy
+from smi_fed.strategies.beginning import NoStartError
 from smi_fed.strategies.data_free import DataFreeDistillation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
 from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError, UnsoundStudentError
@@ -10,6 +11,7 @@ __all__ = [
     "AdmissionPolicy",
     "DataFreeDistillation",
     "LegacyDataFreeDistillation",
+    "NoStartError",
     "RoundRecord",
     "TooFewTeachersError",
     "UnsoundStudentError",
