@@ -63,10 +63,12 @@ def build(
     if records:
         last, kind = records[-1], settings.distillation.ensemble
         alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
-        found["clients"] = _clients(last.verdicts, alone, settings.model)
+        clients = _clients(last.verdicts, alone)
+        found["clients"] = [each | {"start": start_of_client(each["architecture"], settings.model)} for each in clients]
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
-        found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
-        found["inversion"] |= _inversions(records)
+        if settings.distills:
+            found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
+            found["inversion"] |= _inversions(records)
         found["distillation"] = _distillations(records)
         found["pool"] = {"reused": sum(record.reused for record in records)}
         found["rounds"] = [score | _round(record) for score, record in zip(scores, records, strict=True)]
@@ -114,16 +116,15 @@ def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
     return {
         "steps": sum(record.distillation.steps for record in records),
         "seconds": sum(record.distillation.seconds for record in records),
-        "kept": records[-1].distillation.kept,
+        "kept": records[-1].distillation.kept if records else None,
     }
 
 
-def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], models: ModelsConfig) -> list[dict[str, Any]]:
+def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[str, Any]]:
     """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of.
 
     Args:
         alone: a score for each teacher, or none where nothing was tested.
-        models: the run's, which say what clients are told to start from.
     """
     scores, lines = iter(alone), []
     for verdict in verdicts:
@@ -137,7 +138,6 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], models: Models
             "node": str(verdict.node),  # 64-bit ids do not survive JSON numbers
             "name": name,
             "architecture": verdict.architecture,
-            "start": _start_of_client(verdict.architecture, models),
             "num_examples": verdict.num_examples,
             "train_loss": verdict.train_loss if teacher else None,
             "test_accuracy": None if score is None else score.accuracy,
@@ -148,7 +148,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], models: Models
     return lines
 
 
-def _start_of_client(architecture: str, models: ModelsConfig) -> str | None:
+def start_of_client(architecture: str, models: ModelsConfig) -> str | None:
     """What a client of an architecture starts from by the run's settings; None where they do not tell."""
     student, starts = models.student, set[str]()
     for spec in models.clients.values():

@@ -125,8 +125,8 @@ def test_no_two_clients_and_no_two_rounds_share_their_draws(monkeypatch):
         return 0.5
 
     monkeypatch.setattr(clients.app, "train", noted)
-    run = SimpleNamespace(seed=3, data=None, client=SimpleNamespace(training=None, student_weight=0.0,
-                                                                    student_temperature=1.0))  # fmt: skip
+    told = SimpleNamespace(training=TrainingConfig(), device="cpu", student_weight=0.0, student_temperature=1.0)
+    run = SimpleNamespace(seed=3, data=None, client=told)
     for number in (0, 1):
         for server_round in (1, 2):
             own = clients.app.OwnModels(Context(1, number, {}, RecordDict(), {}), number)
