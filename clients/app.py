@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from clients.evaluation import measure
 from clients.node import Node, NodeConfig, node_images, node_of, telling
-from clients.rounds import OwnModels, TrainRequest, loss_of
+from clients.rounds import OwnModels, TrainRequest, loss_of, statistics_of_start
 from smi_fed.checks import SettingError
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
@@ -62,8 +62,8 @@ def _begin(context: Context) -> tuple[Settings, Node]:
 
 def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
     spec = settings.model.of_client(node.number, node.arch)
-    data, _, spec = node_images(settings, node, spec)
-    data = data.loaded()
+    images, _, spec = node_images(settings, node, spec)
+    data = images.loaded()
     settings = replace(settings, data=node.data)
     request = TrainRequest(message, settings.model.student)
     model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
@@ -77,6 +77,7 @@ def _reply(settings: Settings, node: Node, message: Message, context: Context) -
         train_loss=loss,
         label_counts=data.label_counts().tolist() if settings.client.send_label_counts else None,
         statistics=own_statistics(settings, model, data),
+        class_statistics=statistics_of_start(settings, request, spec, images, client_device(settings)[0]),
     )
     return Message(content, reply_to=message)
 
@@ -140,9 +141,9 @@ def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec
 def own_statistics(settings: Settings, model: Classifier, data: ImageSet) -> FeatureStatistics | None:
     """Feature statistics if the run uses them, the model has tokens and there are enough examples.
 
-    A strategy that runs by itself wants one record of arrays in a reply.
+    Without distillation nobody needs them, and a strategy that runs by itself wants one record of arrays in a reply.
     """
-    compared = settings.strategy.distillation and settings.inversion.statistics > 0
+    compared = settings.distills and settings.inversion.statistics > 0
     if not compared or not is_token_model(model.backbone) or len(data) < settings.client.minimum_examples:
         return None
     return feature_statistics(model, data.images.split(256))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 
 from smi_fed.alignment import class_positions, resize
 from smi_fed.checks import require
+from smi_fed.class_statistics import ClassStatistics, class_statistics, common_classes
 from smi_fed.config import Settings
+from smi_fed.data import ImageSet
 from smi_fed.distillation import distillation_loss
 from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
@@ -23,6 +26,8 @@ FORMAT, VERSION = "smi-fed.client", 1
 STATE = "smi-fed.own-model"
 
 Weights = dict[str, Tensor]
+
+log = logging.getLogger("smi_fed")
 
 
 class TrainRequest:
@@ -84,6 +89,30 @@ def loss_of(settings: Settings, model: Classifier, request: TrainRequest) -> Los
         return (1 - weight) * F.cross_entropy(logits, labels) + weight * taught
 
     return loss
+
+
+def statistics_of_start(
+    settings: Settings, request: TrainRequest, spec: ModelSpec, images: ImageSet, device: torch.device
+) -> ClassStatistics | None:
+    """In round 1 what the student that came sees in this client's images, where the run starts from that.
+
+    Classes of fewer than `client.minimum_examples` images are left out: their sums would tell of single images.
+
+    Args:
+        spec: of the client's model, whose classes label the images.
+        images: at any size.
+    """
+    if settings.strategy.start != "statistics" or request.round > 1:
+        return None
+    least = settings.client.minimum_examples
+    rows = common_classes(images.labels, least)
+    if not len(rows):
+        log.warning("no class has client.minimum_examples (%d) images: no class statistics are sent", least)
+        return None
+    student = request.student().to(device)
+    shown = images.select(rows).resized(student.image_size)
+    labels = torch.tensor(class_positions(spec, request.student_spec))[shown.labels]
+    return class_statistics(student, zip(shown.images.split(256), labels.split(256), strict=True))
 
 
 def _proximal(model: Classifier, mu: float) -> Loss:

@@ -11,11 +11,12 @@ from typing import Any
 
 from smi_fed import __version__, report
 from smi_fed.alignment import align_targets
-from smi_fed.config import Settings
+from smi_fed.config import ModelsConfig, Settings
 from smi_fed.data import ImageSet
 from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier, count_parameters
 from smi_fed.pipeline import Score, scores_of
+from smi_fed.starts import same_architecture, start_of
 from smi_fed.strategies import RoundRecord
 from smi_fed.strategies.round_record import Verdict, describe
 
@@ -45,11 +46,13 @@ def build(
         "device": device,
         "versions": versions(),
         "strategy": settings.strategy.name,
+        "start": settings.strategy.start,
         "seconds": _seconds(records, scores, total),
         "clients": [],
         "ensemble": None,
         "student": {
             "architecture": describe(settings.model.student),
+            "start": start_of(settings.model.student),
             "parameters": count_parameters(student),
             "test_accuracy": scores[-1]["student_test_accuracy"],
         },
@@ -61,10 +64,12 @@ def build(
     if records:
         last, kind = records[-1], settings.distillation.ensemble
         alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
-        found["clients"] = _clients(last.verdicts, alone)
+        clients = _clients(last.verdicts, alone)
+        found["clients"] = [each | {"start": start_of_client(each["architecture"], settings.model)} for each in clients]
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
-        found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
-        found["inversion"] |= _inversions(records)
+        if settings.distills:
+            found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
+            found["inversion"] |= _inversions(records)
         found["distillation"] = _distillations(records)
         found["pool"] = {"reused": sum(record.reused for record in records)}
         found["rounds"] = [score | _round(record) for score, record in zip(found["rounds"], records, strict=True)]
@@ -115,10 +120,11 @@ def _inversions(records: Sequence[RoundRecord]) -> dict[str, Any]:
 
 
 def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """What the distillations of these rounds took together."""
+    """What the distillations of these rounds took together, and which weights the last one kept."""
     return {
         "steps": sum(record.distillation.steps for record in records),
         "seconds": sum(record.distillation.seconds for record in records),
+        "kept": records[-1].distillation.kept if records else None,
     }
 
 
@@ -150,12 +156,25 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
     return lines
 
 
+def start_of_client(architecture: str, models: ModelsConfig) -> str | None:
+    """What a client of an architecture starts from by the run's settings; None where they do not tell."""
+    student, starts = models.student, set[str]()
+    for spec in models.clients.values():
+        if describe(spec) == architecture:
+            # One of the student's architecture goes on from the student where that has a start.
+            goes_on = start_of(student) != "random" and same_architecture(spec, student)
+            starts.add(start_of(student if goes_on else spec))
+    return starts.pop() if len(starts) == 1 else None
+
+
 def draw(output: Path, last: RoundRecord, finished: dict[str, Any], class_names: Sequence[str]) -> None:
     """curves.png and synthetic.png."""
     accuracy_of_ensemble = finished["ensemble"]["test_accuracy"]
     report.plot_curves(
         output / "curves.png", last.distillation.losses, finished["rounds"], finished["clients"], accuracy_of_ensemble
     )
+    if not last.stored:  # nothing was inverted
+        return
     shown = list(zip(last.stored, last.teachers, strict=True))[:PICTURED]
     names = [verdict.called for verdict in last.admitted[:PICTURED]]
     images = Lazily(shown, lambda pair: align_targets(pair[0].load(), pair[1].classes))

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
+from smi_fed.starts import same_architecture
 from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.admission import check_model
 from smi_fed.strategies.allow_list import Expectation
@@ -63,7 +64,7 @@ class FederatedRun:
         check_models(settings)
         self.test = test_images(settings)
         self.inner = build_inner(settings)
-        self.strategy = self._wrap() if settings.strategy.distillation else None
+        self.strategy = self._wrap() if settings.strategy.wraps else None
         outer, most = self.strategy or self.inner, settings.admission.max_examples
         asks = settings.clients_evaluate
         self.evaluation = FederatedEvaluation(outer, settings.model.student.num_classes, most) if asks else None
@@ -78,14 +79,17 @@ class FederatedRun:
 
     def _wrap(self) -> DataFreeDistillation:
         settings = self.settings
+        steps = settings.distillation.steps if settings.distills else 0
+        distillation = replace(settings.distillation, steps=steps)
         return DataFreeDistillation(
             self.inner,
             student=settings.model.student,
-            pipeline=PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation),
+            pipeline=PipelineConfig(settings.server.images_per_teacher, settings.inversion, distillation),
             policy=settings.admission,
             min_teachers=settings.server.min_teachers,
             projection=settings.strategy.projection,
             refine=settings.strategy.refine,
+            start=settings.strategy.start,
             pool=settings.pool,
             seed=settings.seed,
             device=self.device,
@@ -283,11 +287,14 @@ def check_models(settings: Settings) -> None:
         except SettingError as error:
             raise error.under(f"model.{key}") from error
         student = settings.model.student
-        same = (spec.name, spec.kwargs) == (student.name, student.kwargs)
-        if settings.strategy.distillation and key != "student":
+        same = same_architecture(spec, student)
+        if settings.strategy.wraps and key != "student":
             _check_admission(settings, key, spec)
-        good = settings.strategy.distillation or same
+        good = settings.strategy.wraps or same
         require(good, f"model.{key}", spec.name, "the student's architecture, where strategy.distillation is false")
+    fits = any(same_architecture(spec, settings.model.student) for spec in settings.model.clients.values())
+    allowed = "own | random | pretrained | statistics, since no client has the student's architecture"
+    require(fits or settings.strategy.start != "average", "strategy.start", "average", allowed)
     known = union_of_classes(list(settings.model.clients.values()))
     unknown = [name for name in settings.model.student.class_names or () if known and name not in known]
     if unknown:

@@ -13,7 +13,7 @@ classes are skewed. From them it solves for a linear head in closed form:
 Deviations: FedCGS sends sums under secure aggregation, and here each client's own reach the
 server; the covariance is shrunk towards its mean variance (Ledoit and Wolf, 2004, with a
 constant share), since few images leave it singular. The sums of a class of one image are that
-image's features: a client should leave classes of few images out.
+image's features: a client leaves classes of few images out, see `common_classes`.
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ def linear_head(model: Classifier) -> nn.Linear:
     """The last layer of `model`.
 
     Raises:
-        SettingError: it is not one linear layer.
+        SettingError: it is not one linear layer with a bias.
     """
     backbone: Any = model.backbone
     head = backbone.get_classifier() if hasattr(backbone, "get_classifier") else None
     require(isinstance(head, nn.Linear), "model.student", model.spec.name, "a timm model with one linear head")
     assert isinstance(head, nn.Linear)
+    require(head.bias is not None, "model.student", model.spec.name, "a head with a bias")
     return head
 
 
@@ -95,6 +96,11 @@ def class_statistics(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
             sums.index_add_(0, labels, own)
             moments += own.T @ own
     return ClassStatistics(counts, sums, moments)
+
+
+def common_classes(labels: Tensor, least: int) -> Tensor:
+    """Places (k,) of the images whose class has at least `least` images among `labels` (n,)."""
+    return (labels.bincount()[labels] >= least).nonzero()[:, 0]
 
 
 def discriminant(known: ClassStatistics, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:
@@ -137,7 +143,6 @@ def put_head(model: Classifier, head: tuple[Tensor, Tensor]) -> None:
     own = linear_head(model)
     weight, bias = head
     own.weight.copy_(weight)
-    require(own.bias is not None, "model.student", model.spec.name, "a head with a bias")
     own.bias.copy_(bias)
 
 

@@ -35,6 +35,7 @@ from smi_fed.layers import ABSENT, choice_paths, dotted_keys, nested, settled
 from smi_fed.models import ModelSpec
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import PoolConfig
+from smi_fed.starts import FROM_CLIENTS, Start, check_start
 from smi_fed.training import TrainingConfig
 
 _PIECE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\s+|.""", re.DOTALL)
@@ -88,7 +89,8 @@ class ClientConfig:
         training: of each client's model.
         device: auto | cpu | cuda | cuda:N, for training and evaluation.
         send_label_counts: tell the server how many examples of each class there are.
-        minimum_examples: feature statistics are sent only from this many examples on.
+        minimum_examples: feature statistics are sent only from this many examples on, and class
+            statistics of a class only from this many of its images on.
         student_weight: share of the student's opinion in the loss of a client that keeps a
             model of its own, from round 2 on; in [0, 1).
         student_temperature: of both softmaxes there, above 0.
@@ -132,9 +134,14 @@ class StrategyConfig:
     Args:
         name: a strategy of `flwr.serverapp.strategy`.
         arguments: more keyword arguments of its constructor, such as {proximal_mu: 0.1}.
-        distillation: false runs the strategy as it is, for federations of one architecture.
+        distillation: false runs the strategy as it is, for federations of one architecture; with a
+            `start` out of what clients sent it is that start alone, for any federation.
         projection: ensemble | per_teacher, see `smi_fed.strategies.options.Options`.
         refine: distill into what the strategy aggregated, where all have the student's architecture.
+        start: where the student starts: own (as model.student.start says) | random | pretrained (the
+            same, and an error where model.student.start is another) | average (of the clients'
+            models of its architecture, by examples) | statistics (as model.student.start says, and its
+            head from class statistics of all clients, see `smi_fed.class_statistics`).
         rounds: federated rounds.
         timeout: seconds to wait for the replies of a round.
         min_nodes: nodes to wait for before a round starts.
@@ -145,12 +152,18 @@ class StrategyConfig:
     distillation: Flag = True
     projection: Literal["ensemble", "per_teacher"] = "ensemble"
     refine: Flag = False
+    start: Start = "own"
     rounds: Count = 1
     timeout: Positive = 3600.0
     min_nodes: Count = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", self.arguments or {})
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the strategy is inside `DataFreeDistillation`."""
+        return self.distillation or self.start in FROM_CLIENTS
 
 
 @checked
@@ -188,6 +201,19 @@ class Settings:
                 sends,
                 f"true, where distillation.ensemble is {self.distillation.ensemble}",
             )
+        strategy = self.strategy
+        try:
+            check_start(strategy.start, self.model.student, strategy.refine)
+        except SettingError as error:
+            raise error.under("strategy") from error
+        changes = self.distills or strategy.refine or not strategy.wraps
+        allowed = "1, since without distillation no round after the start changes the student"
+        require(changes or strategy.rounds == 1, "strategy.rounds", strategy.rounds, allowed)
+
+    @property
+    def distills(self) -> bool:
+        """Whether teachers are inverted and a student is taught by them."""
+        return self.strategy.distillation and self.distillation.steps > 0
 
     @property
     def server_evaluates(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from smi_fed.alignment import Aligned
+from smi_fed.class_statistics import ClassStatistics
 from smi_fed.files import checksums, load_tensors, save_tensors
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 
 FORMAT, VERSION = "smi-fed.teacher", 2
+SUMS = "class-statistics."
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class TrainedTeacher:
         statistics: for the feature-statistics prior; None where the client did not send them.
         classes: for each of its classes the index among the student's; None where they are the same.
         num_classes: the student's; None where `classes` is.
+        class_statistics: of the student's start, for `strategy.start=statistics`; None where the client sent none.
     """
 
     name: str
@@ -39,6 +43,7 @@ class TrainedTeacher:
     statistics: FeatureStatistics | None = None
     classes: tuple[int, ...] | None = None
     num_classes: int | None = None
+    class_statistics: ClassStatistics | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -115,7 +120,7 @@ class StoredTeacher:
         known = FeatureStatistics(means, stds, int(metadata["examples"])) if means else None
         return TrainedTeacher(
             self.name, model.eval().to(self.device), self.num_examples, self.label_counts, known, self.classes,
-            self.num_classes,
+            self.num_classes, _stored_sums(tensors),
         )  # fmt: skip
 
 
@@ -138,7 +143,8 @@ def aligned_counts(teacher: AnyTeacher) -> tuple[float, ...]:
 def store(teacher: TrainedTeacher, path: Path) -> StoredTeacher:
     """Write a teacher, atomically; it is loaded to the device on which it is now."""
     tensors = {f"model.{key}": value for key, value in teacher.model.state_dict().items()}
-    known = teacher.statistics
+    known, sums = teacher.statistics, teacher.class_statistics
+    tensors |= {} if sums is None else {f"{SUMS}{key}": value for key, value in vars(sums).items()}
     save_tensors(
         path, tensors | _statistics_tensors(known), FORMAT, VERSION, spec=teacher.spec.to_json(),
         examples=str(0 if known is None else known.examples),
@@ -160,6 +166,11 @@ def stored_from(facts: dict[str, Any], directory: Path, device: torch.device) ->
     rest: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
     path, spec = directory / rest.pop("file"), ModelSpec.from_json(rest.pop("spec"))
     return StoredTeacher(path=path, device=device, spec=spec, **rest)
+
+
+def _stored_sums(tensors: Mapping[str, Tensor]) -> ClassStatistics | None:
+    found = {key.removeprefix(SUMS): tensor.clone() for key, tensor in tensors.items() if key.startswith(SUMS)}
+    return ClassStatistics(**found) if found else None
 
 
 def _statistics_tensors(known: FeatureStatistics | None) -> dict[str, Tensor]:

@@ -1,15 +1,18 @@
 """What the report says of each client."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from server import reporting
+from smi_fed.config import ModelsConfig
 from smi_fed.distillation import DistillationRecord
 from smi_fed.pipeline import InversionRecord, Score
-from smi_fed.strategies.round_record import Verdict
+from smi_fed.starts import start_of
+from smi_fed.strategies.round_record import Verdict, describe
 from smi_fed.teachers import StoredTeacher
 from tests.models import small_spec
 
@@ -40,5 +43,22 @@ def test_what_rounds_spent_is_added_and_kept_shares_are_weighed_by_images():
         "kept_fraction": (30 * 0.25 + 10 * 0.75 + 40 * 0.5) / 80,
     }  # fmt: skip
     assert reporting._distillations(rounds)["steps"] == 10
+    rounds[1].distillation.kept = "step 3"
+    assert reporting._distillations(rounds)["kept"] == "step 3"
     seconds = reporting._seconds(rounds, [{"seconds": 6.0}, {"seconds": 9.0}], 9.5)
     assert seconds == {"train": 4.0, "inversion": 3.5, "distillation": 0.75, "total": 9.5}
+
+
+def test_what_the_settings_know_of_starts_is_told():
+    student, other, deep = small_spec(), small_spec(depth=1), small_spec(depth=5)
+    hub, file = replace(other, start="pretrained"), replace(deep, start="/weights.safetensors")
+    of = reporting.start_of_client
+    models = ModelsConfig({"a": student, "b": hub, "c": file}, student)
+    assert [of(describe(each), models) for each in (student, other, deep)] == ["random", "pretrained", "file"]
+    assert of("resnet18", models) is None
+    assert of(describe(other), ModelsConfig({"a": hub, "b": other}, student)) is None
+    # Who has the student's architecture goes on from the student's start, and keeps its own where that is random.
+    assert of(describe(student), ModelsConfig({"a": student}, replace(student, start="pretrained"))) == "pretrained"
+    assert of(describe(student), ModelsConfig({"a": replace(student, start="pretrained")}, student)) == "pretrained"
+    assert start_of(small_spec(pretrained=True)) == "pretrained"
+    assert start_of(small_spec(checkpoint_path="/weights.pt")) == "file"

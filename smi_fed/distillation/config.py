@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from smi_fed.checks import Count, NonNegative, Positive, Text, checked, one_of, require
+from smi_fed.checks import Natural, NonNegative, Positive, Text, checked, one_of, require
 from smi_fed.training import TrainingConfig
 
 ENSEMBLES = ("uniform", "examples", "class", "certainty", "class_certainty")
 
 BY_CLASS, BY_CERTAINTY = ("class", "class_certainty"), ("certainty", "class_certainty")
 """Those that need every client's label counts, and those that ask how sure a teacher is of each image."""
+
+
+START = "start"
+"""What `DistillationRecord.kept` calls the weights before the first step."""
 
 
 @checked
@@ -22,6 +26,7 @@ class DistillationConfig(TrainingConfig):
     synthetic images, on which the student is compared with the ensemble.
 
     Args:
+        steps: optimiser steps, at most; 0 leaves the student as it is.
         temperature: of both softmaxes, above 0.
         mixup: Beta parameter of mixing pairs of synthetic images; 0 is off.
         tokens: which tokens the student is shown: all | kept | mixed (either, by batch).
@@ -29,17 +34,20 @@ class DistillationConfig(TrainingConfig):
             class_certainty, see `ensemble_weights`.
         relabel: weight of the patch tokens' own labels (`smi_fed.relabelling`), >= 0; 0 is off, else
             the student has to be shown all tokens.
+        anchor: pull towards the weights that the student starts from, >= 0: half of it times their squared
+            distance is added to the loss; 0 is off.
 
     Raises:
         SettingError: naming what cannot be.
     """
 
-    steps: Count = 600
+    steps: Natural = 600
     temperature: Positive = 2.0
     mixup: NonNegative = 1.0
     tokens: Literal["all", "kept", "mixed"] = "all"
     ensemble: Annotated[Text, one_of(ENSEMBLES)] = "class"
     relabel: NonNegative = 0.0
+    anchor: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +59,16 @@ class DistillationConfig(TrainingConfig):
 
 @dataclass
 class DistillationRecord:
-    """What a distillation did: steps, seconds, and the loss after each step."""
+    """What a distillation did.
+
+    Attributes:
+        steps, seconds: that it took.
+        losses: the loss after each step.
+        kept: which weights the student has: those of the `start` or of `step N`. With images held out those that agree
+            best with the ensemble on them, else those of the last step; of several students in their order.
+    """
 
     steps: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    kept: str = START

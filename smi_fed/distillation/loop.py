@@ -44,6 +44,7 @@ def distill(
     Minimises T^2 KL(ensemble || student) at temperature T (Hinton et al., 2015) over
     shifted and mixed synthetic images, and `config.relabel` times the same for each patch
     token and its label. The student is left in evaluation mode; teachers are left as they were.
+    Where `config.validation` holds images out it is never left worse on them than it came.
 
     Teachers answer ahead of the student, for a block of steps one after the other, and images are
     read for a block at a time. A sequence that loads a teacher or a set when it is asked for
@@ -84,22 +85,33 @@ def distill(
         sure = config.ensemble in BY_CERTAINTY
         return ensemble_answers(_others(student, teachers), views, weights, config.temperature, by_certainty=sure)
 
-    started, losses = time.perf_counter(), []
+    started, losses = time.perf_counter(), list[Tensor]()
+    if not config.steps:
+        student.eval()
+        return DistillationRecord()
     with only_trained(student, config.trainable), seeded_torch(generator):
         optimiser, watch = Optimiser(student, config), Watch(student, sets, held, config, ask, size)
+        start = [weight.detach().clone() for weight in optimiser.weights] if config.anchor else []
         with closing(_lessons(student, sets, config, shares, ask, size, count, generator)) as lessons:
             for step, drawn, view, probabilities in lessons:
+                if step == 1:
+                    watch.begin()
                 with computing(config, device):
                     loss = shown.loss(view, drawn, probabilities)
-                optimiser.step(loss)
+                optimiser.step(loss + config.anchor * _half_square(optimiser.weights, start) if start else loss)
                 losses.append(loss.detach())
                 if progress is not None:
                     progress(step, losses[-1])
                 if watch.done(step):
                     log.info("early stop after %d of %d steps", step, config.steps)
                     break
-        watch.best.restore()
-    return DistillationRecord(len(losses), time.perf_counter() - started, torch.stack(losses).tolist())
+        kept = watch.keep(len(losses))
+    return DistillationRecord(len(losses), time.perf_counter() - started, torch.stack(losses).tolist(), kept)
+
+
+def _half_square(weights: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
+    """Half of the squared distance of weights from where they started."""
+    return torch.stack([(w - s).square().sum() for w, s in zip(weights, start, strict=True)]).sum() / 2
 
 
 def _lessons(

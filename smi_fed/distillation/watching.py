@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from smi_fed.distillation.config import DistillationConfig
+from smi_fed.distillation.config import START, DistillationConfig
 from smi_fed.distillation.shown import distillation_loss
 from smi_fed.distillation.views import Draw, show
 from smi_fed.lazy import one_by_one
@@ -40,6 +41,9 @@ def _classes(images: SparseImages) -> Tensor:
 class Watch:
     """Compares the student with the ensemble on the images at `held`; without any it never stops anything.
 
+    The start is compared too, so that what is kept never agrees less than it. Patience does not count it: a new
+    student may get worse before it gets better.
+
     Args:
         ask: views to the ensemble's probabilities (b, classes) of each.
         size: of the student's images.
@@ -50,7 +54,8 @@ class Watch:
         ask: Callable[[Sequence[Tensor]], list[Tensor]], size: tuple[int, int],
     ) -> None:  # fmt: skip
         self.student, self.config, self.device = student, config, next(student.parameters()).device
-        self.best, self.views, self.answers = Best(student, config.patience), torch.empty(0), torch.empty(0)
+        self.start, self.best, self.step = Best(student, 1), Best(student, config.patience), 0
+        self.views, self.answers = torch.empty(0), torch.empty(0)
         self.every = max(1, math.ceil((sum(one_by_one(sets, len)) - len(held)) / config.batch_size))
         if len(held):
             (self.views,) = show(sets, [Draw(held, None, None, True)], size, self.device)
@@ -60,6 +65,27 @@ class Watch:
         """Whether, at the end of an epoch or of the last step, the loss has not fallen for as long as patience says."""
         if not len(self.views) or (step % self.every and step != self.config.steps):
             return False
+        before = self.best.loss
+        enough = self.best.done(self._loss())
+        if self.best.loss < before:
+            self.step = step
+        return enough
+
+    def begin(self) -> None:
+        """Look at the student before its first step."""
+        if len(self.views):
+            loss = self._loss()
+            self.start.done(loss if math.isfinite(loss) else sys.float_info.max)
+
+    def keep(self, steps: int) -> str:
+        """Put the weights back that agree best, after `steps` steps; says which, see `DistillationRecord.kept`."""
+        if not len(self.views):
+            return f"step {steps}"
+        better = self.best.loss < self.start.loss
+        (self.best if better else self.start).restore()
+        return f"step {self.step}" if better else START
+
+    def _loss(self) -> float:
         with computing(self.config, self.device):
             logits = predict(self.student, self.views)
-        return self.best.done(float(distillation_loss(logits, self.answers, self.config.temperature)))
+        return float(distillation_loss(logits, self.answers, self.config.temperature))

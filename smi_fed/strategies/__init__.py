@@ -1,6 +1,7 @@
 """Flower strategies; with `server` and `clients` the only code that imports flwr."""
 
 from smi_fed.policy import AdmissionPolicy
+from smi_fed.strategies.beginning import NoStartError
 from smi_fed.strategies.data_free import DataFreeDistillation
 from smi_fed.strategies.federated_evaluation import FederatedEvaluation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
@@ -12,6 +13,7 @@ __all__ = [
     "DataFreeDistillation",
     "FederatedEvaluation",
     "LegacyDataFreeDistillation",
+    "NoStartError",
     "RoundRecord",
     "TooFewTeachersError",
     "UnsoundStudentError",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_integer, is_number
+from smi_fed.class_statistics import ClassStatistics
 from smi_fed.inversion.batch_norm import nonnegative_keys
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
 from smi_fed.inversion.teacher import View, adapt
@@ -32,6 +33,8 @@ from smi_fed.wrappers import is_unmerged, matched
 LARGEST_IMAGE = 518
 LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
 """Patches of one image, and of one of a token model; a small patch takes memory that no count of weights tells of."""
+LARGEST_FEATURE, ROUNDING = 1e6, 1e-9
+"""What enters a head is smaller; and what rounding may do to a sum of squares, as a share of it."""
 HEADER = 1024
 """Bytes that an array's own header may take on the wire."""
 
@@ -77,7 +80,10 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     examples, counts = check_counts(claim, spec.num_classes)
     statistics = read_statistics(claim, model) if claim.statistics else None
     classes = class_positions(spec, expected.student)
-    return TrainedTeacher(claim.name, model, examples, counts, statistics, classes, expected.student.num_classes)
+    asked = claim.class_statistics and expected.features
+    sums = read_class_statistics(claim, expected, classes, counts or (examples,) * spec.num_classes) if asked else None
+    known = expected.student.num_classes
+    return TrainedTeacher(claim.name, model, examples, counts, statistics, classes, known, sums)
 
 
 def claimed_arrays(
@@ -230,6 +236,51 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
     except ValueError as error:
         raise BadReplyError(str(error)) from error
     return statistics
+
+
+def read_class_statistics(
+    claim: Claim, expected: Expectation, classes: Sequence[int], counts: Sequence[int]
+) -> ClassStatistics:
+    """Class statistics that some images have.
+
+    Args:
+        classes: for each of the client's classes its index among the student's.
+        counts: most examples of each.
+
+    Raises:
+        BadReplyError: naming what does not fit the student's head, or no images can have.
+    """
+    number, width = expected.student.num_classes, expected.features
+    shapes = {"counts": (number,), "sums": (number, width), "moments": (width, width)}
+    like = {key: torch.empty(shape, dtype=torch.float64, device="meta") for key, shape in shapes.items()}
+    known = ClassStatistics(**check_arrays(claim.class_statistics, like))
+    most, total = torch.zeros_like(known.counts), float(known.counts.sum())
+    most[list(classes)] = torch.tensor(counts, dtype=most.dtype)
+    wrong = (known.counts != known.counts.round()) | (known.counts < 0) | (known.counts > most)
+    for place in wrong.nonzero()[:1, 0].tolist():
+        got, allowed = float(known.counts[place]), int(most[place])
+        raise BadReplyError(
+            f"class statistics of class {place} are of {got} images, expected an int from 0 to {allowed}"
+        )
+    if total > claim.num_examples:
+        raise BadReplyError(f"class statistics are of {total} images, expected at most {claim.num_examples}")
+    if bool(known.sums[known.counts == 0].any()):
+        raise BadReplyError("class statistics have sums of a class without images, expected 0")
+    _check_moments(known, total)
+    return known
+
+
+def _check_moments(known: ClassStatistics, total: float) -> None:
+    """Features within each class have a covariance: its matrix is symmetric, and nowhere negative."""
+    sums, moments, most = known.sums, known.moments, total * LARGEST_FEATURE
+    if bool((sums.abs() > most).any()) or bool((moments.abs() > most * LARGEST_FEATURE).any()):
+        raise BadReplyError(f"class statistics are of features beyond {LARGEST_FEATURE:g}")
+    slack = max(1e-12, ROUNDING * float(moments.diagonal().max()))
+    within = moments - sums.T @ (sums / known.counts.clamp(min=1)[:, None])
+    symmetric = float((moments - moments.T).abs().max()) <= slack
+    _, failed = torch.linalg.cholesky_ex(within + slack * torch.eye(len(within), dtype=within.dtype))
+    if not symmetric or bool(failed):
+        raise BadReplyError("the moments of the class statistics are not those of features with such sums")
 
 
 def cap_claims(teachers: Sequence[StoredTeacher], policy: AdmissionPolicy) -> list[StoredTeacher]:

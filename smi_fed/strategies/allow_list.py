@@ -31,10 +31,15 @@ PER_STAGE = frozenset({"depths", "num_heads"})
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a teacher has to fit: the student's label space, of which it may know a part, and its channels."""
+    """What a teacher has to fit: the student's label space, of which it may know a part, and its channels.
+
+    Attributes:
+        features: how many enter the student's head, where class statistics are asked for; else 0.
+    """
 
     student: ModelSpec
     channels: int
+    features: int = 0
 
     @classmethod
     def of(cls, student: Classifier) -> Expectation:

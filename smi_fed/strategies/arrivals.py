@@ -91,7 +91,9 @@ class Arrivals:
             known = next((name for name, node in self.owners.items() if node == answer.node), "")
             return Verdict(answer.node, reason=answer.failure, name=known)
         try:
-            teacher = admit(answer.claim, self.policy, self.expected, self.device)
+            # Class statistics are for the student's start alone.
+            expected = self.expected if self.round == 1 else replace(self.expected, features=0)
+            teacher = admit(answer.claim, self.policy, expected, self.device)
             self._agree(teacher.spec.class_names)
         except BadReplyError as error:
             return Verdict(answer.node, reason=str(error), name=answer.claim.name)
@@ -127,7 +129,9 @@ class Arrivals:
         return f"{name} (node {node})"
 
     def invert_next(self) -> bool:
-        """Invert one admitted teacher that was not; whether there was one."""
+        """Invert one admitted teacher that was not; whether there was one. Without distillation nobody needs images."""
+        if not self.pipeline.distillation.steps:
+            return False
         waiting = [place for place, verdict in enumerate(self.verdicts) if verdict.admitted and verdict.images is None]
         if waiting:
             self.verdicts[waiting[0]] = self._inverted(self.verdicts[waiting[0]])

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smi_fed.alignment import interchangeable
 from smi_fed.checks import SettingError
+from smi_fed.class_statistics import linear_head
 from smi_fed.distillation import DistillationRecord
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
@@ -22,13 +22,14 @@ from smi_fed.pipeline import PipelineConfig, distill_student, seeded
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import Pool, PoolConfig
 from smi_fed.sparse_images import StoredImages
+from smi_fed.starts import FROM_CLIENTS, check_start
 from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.arrivals import DISTILLATION, Arrivals
+from smi_fed.strategies.beginning import NoStartError, averages, begin_from
 from smi_fed.strategies.memory import arguments_of
 from smi_fed.strategies.round_record import Answer, RoundRecord, Weights
 from smi_fed.strategies.run_state import RunState
 from smi_fed.strategies.soundness import require_sound, with_sound_statistics
-from smi_fed.teachers import StoredTeacher
 
 log = logging.getLogger("smi_fed")
 
@@ -52,6 +53,7 @@ class Core:
         min_teachers: int = 2,
         projection: str = "ensemble",
         refine: bool = False,
+        start: str = "own",
         pool: PoolConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -63,6 +65,8 @@ class Core:
     ) -> None:
         if min_teachers < 1:
             raise SettingError("min_teachers", min_teachers, "an int >= 1")
+        check_start(start, student, refine)
+        self.start = start
         self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
         self.min_teachers, self.projection, self.refines, self.seed = min_teachers, projection, refine, seed
         self.device, self.on_round, self.inner = torch.device(device), on_round, inner
@@ -71,20 +75,26 @@ class Core:
         self.state = RunState(state_directory, image_directory, self._identity() | dict(identity or {}), self.device)
         self.rounds = self.state.records()
         for line, record in zip(self.state.lines, self.rounds, strict=True):
-            self._remember_images(record, line["clients"])
+            if record.stored:
+                self._remember_images(record, line["clients"])
         if self.rounds:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
         self.arrivals = Arrivals(
-            self.state, self.pool, self.pipeline, self.policy, Expectation.of(self.student), seed=seed,
-            device=self.device, by_node=projection != "ensemble",
+            self.state, self.pool, self.pipeline, self.policy, self._expected(), seed=seed, device=self.device,
+            by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
+
+    def _expected(self) -> Expectation:
+        known = Expectation.of(self.student)
+        return replace(known, features=linear_head(self.student).in_features) if self.start == "statistics" else known
 
     def _identity(self) -> dict[str, str]:
         """All that decides the student, by name."""
         return arguments_of(self.inner) | {
             "student": self.student.spec.to_json(), "pipeline": repr(self.pipeline), "policy": repr(self.policy),
             "min_teachers": str(self.min_teachers), "projection": self.projection, "refine": str(self.refines),
+            "start": self.start,
             "pool": repr(self.pool.config), "seed": str(self.seed),
         }  # fmt: skip
 
@@ -107,6 +117,7 @@ class Core:
             "inversion: %d images per teacher, %d iterations, %s",
             self.pipeline.images_per_teacher, inversion.iterations, inversion.summary,
         )  # fmt: skip
+        log.info("start of the student: %s", self.start)
         log.info("distillation: %d steps, %s ensemble", distillation.steps, distillation.ensemble)
 
     @property
@@ -143,20 +154,32 @@ class Core:
 
         Raises:
             TooFewTeachersError: fewer than `min_teachers` were admitted, or were left after inversion.
+            NoStartError: nobody sent what the student shall start from.
             UnsoundStudentError: the student is not finite.
         """
         with self._working():
             record = RoundRecord(self.round, self.arrivals.settle(self.min_teachers))
+            if record.round == 1 and self.start in FROM_CLIENTS:
+                self._begin(record)
             self._project(record)
             return record
 
+    def _begin(self, record: RoundRecord) -> None:
+        """Give the student the start that is made of this round's replies."""
+        try:
+            begin_from(self.start, self.student, (teacher.load() for teacher in record.teachers))
+        except NoStartError:
+            self.state.forget_verdicts(record.round)  # a run that goes on shall ask again
+            raise
+        require_sound(self.student, f"the start from {self.start}")
+
     def _project(self, record: RoundRecord) -> None:
-        record.refined = self.refines and all(self._averages(teacher) for teacher in record.teachers)
+        record.refined = self.refines and all(averages(each.load(), self.student) for each in record.teachers)
         if self.refines and not record.refined:
             log.warning("round %d: replies of other architectures than the student's are projected", record.round)
         if record.refined:
             record.projections = Lazily(record.teachers, lambda teacher: _copied(teacher.load().model))
-        elif self.projection == "ensemble":
+        elif self.projection == "ensemble" or not self.pipeline.distillation.steps:
             record.distillation = self._distill(record)
             record.projections = [self.weights] * len(record.teachers)
         else:
@@ -165,6 +188,8 @@ class Core:
     def _distill(self, record: RoundRecord) -> DistillationRecord:
         """Teach the student what all teachers say of all images, earlier rounds' included."""
         reused, config = self.pool.entries, self.pipeline.distillation
+        if not config.steps:
+            return DistillationRecord()
         record.reused = sum(map(len, reused))
         shares = self.pool.shares(record.round, sum(map(len, record.stored))) if reused else None
         generator = seeded(self.seed, record.round, DISTILLATION)
@@ -174,7 +199,7 @@ class Core:
 
     def _project_each(self, record: RoundRecord) -> None:
         """One student per teacher, each from the same weights, taught by that teacher alone."""
-        before, done, projections = self.weights, DistillationRecord(), []
+        before, done, projections, kept = self.weights, DistillationRecord(), [], list[str]()
         for verdict, teacher, images in zip(record.admitted, record.teachers, record.stored, strict=True):
             self.student.load_state_dict(before)
             client = self.arrivals.client(verdict)
@@ -184,8 +209,9 @@ class Core:
             found = distill_student(self.student, [teacher], [images], config, generator, shares, reused)
             require_sound(self.student, f"the distillation of {teacher.name} in round {record.round}")
             projections.append(self.weights)
+            kept.append(found.kept)
             done = DistillationRecord(
-                done.steps + found.steps, done.seconds + found.seconds, done.losses + found.losses
+                done.steps + found.steps, done.seconds + found.seconds, done.losses + found.losses, ", ".join(kept)
             )
         record.projections, record.distillation = projections, done
         self.student.load_state_dict(before)
@@ -221,7 +247,8 @@ class Core:
         record.verdicts = [replace(verdict, reply=None) for verdict in record.verdicts]
         clients = [self.arrivals.client(verdict) for verdict in record.admitted]
         self.state.close(record, clients, self.weights, self.inner)
-        self._remember_images(record, clients)
+        if record.stored:
+            self._remember_images(record, clients)
         needed = [*record.stored, *self.pool.last.values(), *(entry.source for entry in self.pool.entries)]
         self.state.forget_images_but({each.path for each in needed if isinstance(each, StoredImages)})
         self.rounds.append(record)
@@ -230,11 +257,6 @@ class Core:
 
     def _remember_images(self, record: RoundRecord, clients: list[str]) -> None:
         self.pool.add(record.round, clients, record.stored, [teacher.classes for teacher in record.teachers])
-
-    def _averages(self, teacher: StoredTeacher) -> bool:
-        """Whether the teacher's weights can be averaged with the student's."""
-        every = tuple(range(self.student.spec.num_classes))
-        return teacher.classes in (None, every) and interchangeable(teacher.load().model, self.student)
 
 
 def _copied(model: nn.Module) -> Weights:

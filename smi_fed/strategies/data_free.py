@@ -47,7 +47,7 @@ class DataFreeDistillation(Strategy):
     def __init__(self, strategy: Strategy, **options: Unpack[Options]) -> None:
         check_inner(
             strategy, Strategy, DataFreeDistillation, options.get("projection", "ensemble"),
-            options.get("refine", False),
+            options.get("refine", False), options.get("start", "own"),
         )  # fmt: skip
         self.strategy = strategy
         self.core = Core(**options, inner=strategy)  # type: ignore[misc]

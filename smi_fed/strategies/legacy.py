@@ -48,7 +48,7 @@ class LegacyDataFreeDistillation(Strategy):
     def __init__(self, strategy: Strategy, **options: Unpack[Options]) -> None:
         check_inner(
             strategy, Strategy, LegacyDataFreeDistillation, options.get("projection", "ensemble"),
-            options.get("refine", False),
+            options.get("refine", False), options.get("start", "own"),
         )  # fmt: skip
         directory = options.get("state_directory")
         require(directory is None, "state_directory", directory, "None, only DataFreeDistillation resumes")

@@ -28,6 +28,9 @@ class Options(TypedDict, total=False):
             alone on its own images.
         refine: where all replies have the student's architecture, let the inner strategy
             aggregate them as they are and distill into its result.
+        start: where the student starts in round 1: own (as its spec says) | random | pretrained (the same,
+            checked) | average (of the admitted models of its architecture, by examples) | statistics (as
+            its spec says, with the head of the clients' class statistics, `smi_fed.class_statistics`).
         pool: use of earlier rounds' images.
         seed: of targets, inversion and distillation.
         device: where inversion and distillation run.
@@ -46,6 +49,7 @@ class Options(TypedDict, total=False):
     min_teachers: int
     projection: str
     refine: bool
+    start: str
     pool: PoolConfig
     seed: int
     device: torch.device | str

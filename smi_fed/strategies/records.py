@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from smi_fed.checks import is_integer, is_number
+from smi_fed.class_statistics import ClassStatistics
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import ModelSpec, architecture_of
 
@@ -25,6 +26,7 @@ SCHEMA_VERSION = 1
 ARRAYS = "arrays"
 METRICS = "metrics"
 STATISTICS = "statistics"
+CLASS_STATISTICS = "class-statistics"
 MODEL = "smi-fed.model"
 
 SCHEMA = "schema"
@@ -57,6 +59,7 @@ class Claim:
         statistics: arrays of the feature statistics, empty if not sent.
         num_examples, train_loss, label_counts: claimed.
         metrics: every other finite number that the client sent, for the inner strategy.
+        class_statistics: arrays of the class statistics, empty if not sent.
     """
 
     spec: str
@@ -67,6 +70,7 @@ class Claim:
     train_loss: float
     label_counts: tuple[int, ...] | None
     metrics: Mapping[str, int | float] = field(default_factory=dict)
+    class_statistics: Mapping[str, Array] = field(default_factory=dict)
 
 
 def pack_reply(
@@ -78,6 +82,7 @@ def pack_reply(
     name: str = "",
     label_counts: list[int] | None = None,
     statistics: FeatureStatistics | None = None,
+    class_statistics: ClassStatistics | None = None,
 ) -> RecordDict:
     """A client's reply.
 
@@ -88,6 +93,7 @@ def pack_reply(
         name: how the client wants to be called in reports; the node's id where empty.
         label_counts: examples per class; without them the server assumes as many of each.
         statistics: for the feature-statistics prior.
+        class_statistics: of the student that came, for `strategy.start=statistics`.
     """
     metrics: dict[str, int | float | list[int]] = {NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
     if label_counts is not None:
@@ -101,6 +107,8 @@ def pack_reply(
     )
     if statistics is not None:
         content[STATISTICS] = pack_statistics(statistics)
+    if class_statistics is not None:
+        content[CLASS_STATISTICS] = ArrayRecord(dict(vars(class_statistics)))
     return content
 
 
@@ -129,6 +137,7 @@ def pack_fit(
     train_loss: float,
     label_counts: list[int] | None = None,
     statistics: FeatureStatistics | None = None,
+    class_statistics: ClassStatistics | None = None,
 ) -> tuple[list[NDArray[Any]], int, dict[str, bool | bytes | float | int | str]]:
     """What a client of Flower's older API returns from `NumPyClient.fit`."""
     metrics: dict[str, bool | bytes | float | int | str] = {
@@ -139,6 +148,8 @@ def pack_fit(
         metrics[LABEL_COUNTS] = json.dumps(label_counts)
     if statistics is not None:
         metrics[STATISTICS] = save({key: array_tensor(a) for key, a in pack_statistics(statistics).items()})
+    if class_statistics is not None:
+        metrics[CLASS_STATISTICS] = save(dict(vars(class_statistics)))
     return [sendable(value).numpy() for value in weights.values()], num_examples, metrics
 
 
@@ -149,13 +160,14 @@ def array_tensor(array: Array) -> Tensor:
 
 def read_fit(metrics: Mapping[str, Any], num_examples: int, arrays: Mapping[str, Array]) -> Claim:
     """What a reply of Flower's older API claims; raises as `read_reply`."""
-    own = {SPEC_METRIC, SCHEMA_METRIC, NAME_METRIC, LABEL_COUNTS, STATISTICS}
+    own = {SPEC_METRIC, SCHEMA_METRIC, NAME_METRIC, LABEL_COUNTS, STATISTICS, CLASS_STATISTICS}
     numbers = {key: value for key, value in metrics.items() if key not in own and is_number(value)}
     try:
         counts = json.loads(metrics[LABEL_COUNTS]) if LABEL_COUNTS in metrics else None
-        statistics = load(metrics[STATISTICS]) if STATISTICS in metrics else {}
+        both = (load(metrics[key]) if key in metrics else {} for key in (STATISTICS, CLASS_STATISTICS))
+        statistics, sums = ({key: Array(tensor.numpy()) for key, tensor in each.items()} for each in both)
     except (TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise BadReplyError(f"{LABEL_COUNTS} or {STATISTICS} cannot be read: {error}") from error
+        raise BadReplyError(f"{LABEL_COUNTS} or statistics cannot be read: {error}") from error
     content = RecordDict({
         ARRAYS: ArrayRecord(dict(arrays)),
         METRICS: MetricRecord({**numbers, NUM_EXAMPLES: num_examples}),
@@ -170,7 +182,8 @@ def read_fit(metrics: Mapping[str, Any], num_examples: int, arrays: Mapping[str,
     return replace(
         claim,
         label_counts=None if counts is None else tuple(counts),
-        statistics={key: Array(tensor.numpy()) for key, tensor in statistics.items()},
+        statistics=statistics,
+        class_statistics=sums,
     )
 
 
@@ -184,11 +197,11 @@ def read_reply(content: RecordDict) -> Claim:
         if key not in content:
             raise BadReplyError(f"the reply has no record {key!r}; it has {sorted(content)}")
     arrays, metrics, model = content[ARRAYS], content[METRICS], content[MODEL]
-    statistics = content.get(STATISTICS, ArrayRecord())
+    statistics, sums = (content.get(key, ArrayRecord()) for key in (STATISTICS, CLASS_STATISTICS))
     if not (isinstance(arrays, ArrayRecord) and isinstance(metrics, MetricRecord) and isinstance(model, ConfigRecord)):
         raise BadReplyError("the reply's records are not of the expected kinds")
-    if not isinstance(statistics, ArrayRecord):
-        raise BadReplyError(f"the record {STATISTICS!r} is not of arrays")
+    if not isinstance(statistics, ArrayRecord) or not isinstance(sums, ArrayRecord):
+        raise BadReplyError(f"the record {STATISTICS!r} or {CLASS_STATISTICS!r} is not of arrays")
     if model.get(SCHEMA) != SCHEMA_VERSION:
         raise BadReplyError(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
     num_examples, loss, counts = metrics.get(NUM_EXAMPLES), metrics.get(TRAIN_LOSS, 0.0), metrics.get(LABEL_COUNTS)
@@ -212,6 +225,7 @@ def read_reply(content: RecordDict) -> Claim:
         metrics={
             k: v for k, v in metrics.items() if k not in OWN_METRICS and isinstance(v, int | float) and is_number(v)
         },
+        class_statistics=sums,
     )
 
 

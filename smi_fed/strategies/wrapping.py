@@ -17,6 +17,7 @@ from flwr.supercore.differential_privacy import (
 from numpy.typing import NDArray
 
 from smi_fed.checks import SettingError, require_choice
+from smi_fed.starts import FROM_CLIENTS
 from smi_fed.strategies.round_record import RoundRecord, Verdict, common_metrics
 
 PROJECTIONS = ("ensemble", "per_teacher")
@@ -29,13 +30,14 @@ def layers(strategy: Any) -> Iterator[Any]:
         strategy = getattr(strategy, "strategy", None)
 
 
-def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refine: bool) -> None:
+def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refine: bool, start: str = "own") -> None:
     """Refuse what cannot be wrapped.
 
     Args:
         strategy: to be wrapped; `kind`: the class that it has to be of.
         wrapper: the class that wraps.
         projection: ensemble | per_teacher; `refine`: distill into what was aggregated.
+        start: where the student starts, see `Options`.
 
     Raises:
         SettingError: with the reason.
@@ -56,6 +58,11 @@ def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refin
             raise SettingError(
                 key, got, f"{'false' if refine else 'per_teacher'} inside {name}: one student of all clients' images "
                 "has no per-client sensitivity, so that no clipping bounds what a client can do to it",
+            )  # fmt: skip
+        if is_private(layer) and start in FROM_CLIENTS:
+            raise SettingError(
+                "start", start, f"own | random | pretrained inside {name}: a start out of all clients' replies has no "
+                "noise, and reaches every projected student",
             )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
     with caplog.at_level(logging.INFO, "smi_fed"):
         report = federated.execute(InProcessGrid(client_app, nodes(), {"overrides": overrides}))
     assert [client["admitted"] for client in report["clients"]] == [True] * 4
+    assert [client["start"] for client in report["clients"]] == ["file"] * 4
+    assert (report["start"], report["student"]["start"]) == ("own", "file")
     assert report["distillation"]["steps"] == 3
     assert "client 0: training: finetune, steps 3, trainable last:1; device: " in caplog.text
     text = (tmp_path / "out" / "report.json").read_text()

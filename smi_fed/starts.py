@@ -1,0 +1,43 @@
+"""Where the student starts: what it may be asked for, and what its spec says."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from smi_fed.checks import require, require_choice
+from smi_fed.spec import ModelSpec
+
+Start = Literal["own", "random", "pretrained", "average", "statistics"]
+STARTS: tuple[str, ...] = get_args(Start)
+FROM_CLIENTS = ("average", "statistics")
+"""Those that are made of what clients sent in round 1."""
+
+
+def start_of(spec: ModelSpec) -> str:
+    """What a model's weights are at first: random | pretrained (from a hub) | file."""
+    if spec.start == "pretrained" or (spec.start is None and spec.kwargs.get("pretrained")):
+        return "pretrained"
+    return "file" if spec.start or spec.kwargs.get("checkpoint_path") else "random"
+
+
+def same_architecture(first: ModelSpec, second: ModelSpec) -> bool:
+    """Whether both name the same model with the same arguments."""
+    return (first.name, first.kwargs) == (second.name, second.kwargs)
+
+
+def check_start(start: str, student: ModelSpec, refine: bool) -> None:
+    """Refuse a start that the student cannot have.
+
+    Args:
+        refine: whether each round distills into what the inner strategy aggregated.
+
+    Raises:
+        SettingError: naming what cannot be.
+    """
+    require_choice("start", start, STARTS)
+    own, begins = start_of(student), "pretrained" if start == "random" else "random"
+    fits = start not in ("random", "pretrained") or (start == "random") == (own == "random")
+    allowed = f"own | {begins} | average | statistics, since model.student.start is {student.start or 'null'}"
+    require(fits, "start", start, allowed)
+    allowed = "own, where refine is true: the student of each round is what the strategy aggregated"
+    require(not refine or start not in FROM_CLIENTS, "start", start, allowed)
