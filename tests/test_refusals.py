@@ -75,7 +75,7 @@ FAULTS = {
     DistillationConfig: TRAINING | {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
         "ensemble": ("median", "certainty | class | class_certainty | examples | uniform"),
-        "relabel": (-0.1, NON_NEGATIVE),
+        "relabel": (-0.1, NON_NEGATIVE), "anchor": (-1, NON_NEGATIVE), "steps": (-1, NATURAL),
     },
     DataConfig: {
         "source": ("disk", "digits | folder | hub | manifest | none | shapes"), "name": (3, TEXT),
@@ -113,7 +113,8 @@ FAULTS = {
             " | FedYogi | Krum | MultiKrum | QFedAvg",
         ),
         "arguments": (3, GROUP), "distillation": ("no", FLAG), "projection": ("all", "ensemble | per_teacher"),
-        "refine": (None, FLAG), "rounds": (0, COUNT), "timeout": (0, POSITIVE), "min_nodes": (-1, COUNT),
+        "refine": (None, FLAG), "start": ("zero", "average | own | pretrained | random | statistics"),
+        "rounds": (0, COUNT), "timeout": (0, POSITIVE), "min_nodes": (-1, COUNT),
     },
     Settings: {
         "seed": (-1, NATURAL), "evaluation": ("client", "both | clients | none | server"),
