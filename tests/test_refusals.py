@@ -75,7 +75,7 @@ FAULTS = {
     DistillationConfig: TRAINING | {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
         "ensemble": ("median", "certainty | class | class_certainty | examples | uniform"),
-        "relabel": (-0.1, NON_NEGATIVE),
+        "relabel": (-0.1, NON_NEGATIVE), "anchor": (-1.0, NON_NEGATIVE), "steps": (-1, NATURAL),
     },
     DataConfig: {
         "source": ("disk", "digits | folder | hub | shapes"), "name": (3, TEXT), "image_size": (7, "an int >= 8"),
@@ -112,6 +112,7 @@ FAULTS = {
         ),
         "arguments": (3, GROUP), "distillation": ("no", FLAG), "projection": ("all", "ensemble | per_teacher"),
         "refine": (None, FLAG), "rounds": (0, COUNT), "timeout": (0, POSITIVE), "min_nodes": (-1, COUNT),
+        "start": ("warm", "average | own | pretrained | random | statistics"),
     },
     Settings: {"seed": (-1, NATURAL)} | dict.fromkeys(GROUPS, (None, GROUP)),
     FederationConfig: {"images": (-1, NATURAL), "iterations": (7, "an int >= 8"), "steps": (0, COUNT)},
