@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from server.run import check_models
+from server.checks import check_models
 from simulations.superlink import PROJECT, LaunchError, superlink
 from smi_fed.checks import SettingError, require
 from smi_fed.config import join_overrides, load_settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from server.run import check_models
+from server.checks import check_models
 from simulations import results
 from smi_fed.config import join_overrides, load_settings
 from smi_fed.models import ModelSpec

@@ -11,7 +11,8 @@ from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
 from server.app import output_directory
-from server.run import FederatedRun, check_models
+from server.checks import check_models
+from server.run import FederatedRun
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import load_settings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.run import check_models
+from server.checks import check_models
 from smi_fed.checks import SettingError
 from smi_fed.class_statistics import class_statistics, discriminant, put_head
 from smi_fed.config import load_settings

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clients.app import own_statistics
-from server.run import check_models
+from server.checks import check_models
 from smi_fed.config import load_settings
 from smi_fed.data import digits
 from smi_fed.models import build_model

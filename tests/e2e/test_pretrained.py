@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from clients.app import app as client_app
 from clients.app import train_round
 from clients.rounds import OwnModels, TrainRequest
-from server.run import FederatedRun, check_models
+from server.checks import check_models
+from server.run import FederatedRun
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import load_settings
