@@ -46,7 +46,7 @@ def test_the_picture_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("distillation.steps=0", "distillation.steps: got 0"),
+        ("distillation.steps=-1", "distillation.steps: got -1"),
         ("strategy.rounds=none", "strategy.rounds"),
         ("model=nonsense", "nonsense"),
         ("model=shapes", "in_chans: got 3"),

@@ -36,7 +36,7 @@ def test_the_largest_memory_since_the_last_mark_is_seen():
     assert peaks[0] - peaks[1] > 250_000_000
 
 
-@pytest.mark.parametrize("words", [["--clients", "1"], ["--rounds", "0"], ["distillation.steps=0"]])
+@pytest.mark.parametrize("words", [["--clients", "1"], ["--rounds", "0"], ["distillation.steps=-1"]])
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, words):
     assert scale.main(["--output", str(tmp_path), *words]) == 2
     assert "smi-fed: " in capsys.readouterr().err
