@@ -41,9 +41,10 @@ def test_stops_move_with_the_budget():
     assert str(config.scaled(20).schedule) == "2:0.5,5:0.5"
 
 
-@pytest.mark.parametrize("data", ["digits", "shapes"])
-def test_a_study_writes_lines_and_a_picture_and_goes_on(tmp_path, data):
-    names = ["random", "rebirth", "rebirth, equal trajectories", "relabelled", *CONTROLS]
+@pytest.mark.usefixtures("uncounted")
+@pytest.mark.parametrize(("data", "more"), [("digits", ["rebirth", "relabelled"]), ("shapes", [])])
+def test_a_study_writes_lines_and_a_picture_and_goes_on(tmp_path, data, more):
+    names = ["random", "rebirth, equal trajectories", *more, *CONTROLS]
     arguments = ["--output", str(tmp_path), "--data", data, "--settings", "one", "--budgets", "8", "--methods", *names,
                  "--seeds", "3", "--", *TINY]  # fmt: skip
     assert methods.main(arguments) == 0
@@ -51,7 +52,7 @@ def test_a_study_writes_lines_and_a_picture_and_goes_on(tmp_path, data):
     lines = [json.loads(each) for each in ledger.read_text().splitlines()]
     assert sorted(each["method"] for each in lines) == sorted(names)
     images = {each["method"]: each["images"] for each in lines}
-    assert images["random"] == images["rebirth"] == images["noise"] == images["real"] == 4
+    assert {images[name] for name in names if name != "rebirth, equal trajectories"} == {4}
     assert images["rebirth, equal trajectories"] > 4
     assert all(each["seed"] == 3 and 0 <= each["student_test_accuracy"] <= 1 for each in lines)
     assert (tmp_path / "methods.png").read_bytes()[:4] == b"\x89PNG"
@@ -136,17 +137,18 @@ def test_compare_is_a_preset_of_the_study_of_methods(tmp_path):
         assert (cell["clients"], cell.settings.seed, cell.settings.server.images_per_teacher) == (4, 1, 200)
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_compare_measures_by_the_clock_of_methods_and_draws(tmp_path, monkeypatch, capsys):
     times = iter(range(0, 1000, 3))
     monkeypatch.setattr(methods, "clock", lambda device: float(next(times)))
     monkeypatch.setattr(compare, "BUDGETS", (8,))
-    words = ["--output", str(tmp_path), "--clients", "2", "--seeds", "0", "1", *TINY]
+    words = ["--output", str(tmp_path), "--clients", "2", "--seeds", "1", *TINY]
     assert compare.main(words) == 0
     lines = [json.loads(each) for each in (tmp_path / "pieces.jsonl").read_text().splitlines()]
-    assert [each["inversion_seconds"] for each in lines] == [6.0] * 6  # two teachers of 3 seconds
+    assert [each["inversion_seconds"] for each in lines] == [6.0] * 3  # two teachers of 3 seconds
     assert {each["schedule"] for each in lines if each["method"] != "dense"} == {"1:0.5"}
     assert (tmp_path / "convergence.png").read_bytes()[:4] == b"\x89PNG"
-    assert "80%, random: 0 of 2 seeds reach it" in capsys.readouterr().out
+    assert "80%, random: 0 of 1 seeds reach it" in capsys.readouterr().out
 
 
 def test_the_clock_is_of_the_process_on_a_cpu_and_waits_for_a_gpu(monkeypatch):
