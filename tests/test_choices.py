@@ -36,7 +36,7 @@ def of_files(*overrides, conf=CONF):
     return chosen(load_settings(conf, list(overrides)).inversion)
 
 
-def told(make, *args, **kwargs):
+def refusal(make, *args, **kwargs):
     with pytest.raises(SettingError) as error:
         make(*args, **kwargs)
     return str(error.value)
@@ -69,8 +69,8 @@ def test_an_instance_a_kind_and_a_mapping_are_the_same(values, expected):
 def test_the_kind_comes_first_in_texts_and_is_no_argument_by_place():
     assert repr(PyramidConfig((4, 8))) == "PyramidConfig(kind='pyramid', levels=(4, 8), start_scale=0.1)"
     assert asdict(Converged(5)) == {"kind": "converged", "patience": 5, "tolerance": 0.01}
-    assert told(Converged, 0).startswith("patience: got 0, ")
-    assert told(Converged, 5, 0.1, "converged").startswith("2: got 'converged', ")
+    assert refusal(Converged, 0).startswith("patience: got 0, ")
+    assert refusal(Converged, 5, 0.1, "converged").startswith("2: got 'converged', ")
 
 
 REFUSED = [
@@ -97,11 +97,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("key", "value", "message"), REFUSED)
 def test_what_is_no_kind_or_dead_for_the_kind_is_refused_by_name(key, value, message):
-    assert told(InversionConfig, **{key: value}) == told(read, InversionConfig, {key: value}) == message
+    assert refusal(InversionConfig, **{key: value}) == refusal(read, InversionConfig, {key: value}) == message
     values = deepcopy(COMPOSED)
     values["inversion"][key] = value
     below = message.replace(f"{key}.", f"inversion.{key}.").replace(f"of {key}", f"of inversion.{key}")
-    assert told(read, Settings, values) == (below if below.startswith("inversion.") else f"inversion.{message}")
+    assert refusal(read, Settings, values) == (below if below.startswith("inversion.") else f"inversion.{message}")
 
 
 SPARSE = (PyramidConfig((4, 8), 0.1), Keep(), Last(), Fixed())
@@ -137,9 +137,9 @@ def test_the_files_choose(name):
 @pytest.mark.parametrize(("name", "words", "place", "expected"), OVERRIDDEN)
 def test_an_override_changes_one_choice_and_leaves_nothing_of_another_kind(name, words, place, expected):
     overrides = [re.sub(r"^([+~]?)", r"\1inversion.", each) for each in words]
-    wanted = list(FILES[name])
-    wanted[place] = expected
-    assert of_files(f"inversion={name}", *overrides) == tuple(wanted)
+    correct = list(FILES[name])
+    correct[place] = expected
+    assert of_files(f"inversion={name}", *overrides) == tuple(correct)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_an_override_changes_one_choice_and_leaves_nothing_of_another_kind(name,
     ],
 )
 def test_an_override_that_cannot_be_is_refused_by_name(override, message):
-    assert told(load_settings, CONF, [override]) == message
+    assert refusal(load_settings, CONF, [override]) == message
 
 
 LAYERS = {
@@ -194,7 +194,7 @@ def test_a_dead_key_in_a_file_is_refused_by_name(tmp_path):
     conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
     (conf / "inversion" / "own.yaml").write_text("defaults: [early_stop, _self_]\nleaving: {kind: last, patience: 3}\n")
     message = "inversion.leaving.patience: got 3, allowed: a key of inversion.leaving: kind"
-    assert told(load_settings, conf, "inversion=own") == message
+    assert refusal(load_settings, conf, "inversion=own") == message
 
 
 def test_all_choices_of_a_run_are_known():

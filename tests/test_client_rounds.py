@@ -64,8 +64,8 @@ def test_fedprox_adds_half_mu_times_the_squared_distance():
         for weight in model.parameters():
             weight.add_(0.1)
         count = sum(weight.numel() for weight in model.parameters())
-        wanted = float(F.cross_entropy(model(IMAGES), LABELS)) + 0.2 * 0.01 * count
-        assert float(loss(model, IMAGES, LABELS)) == pytest.approx(wanted, rel=1e-4)
+        expected = float(F.cross_entropy(model(IMAGES), LABELS)) + 0.2 * 0.01 * count
+        assert float(loss(model, IMAGES, LABELS)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -103,8 +103,8 @@ def test_the_student_teaches_what_the_labels_do_not_say():
         loss = loss_of(settings(weight), model, asked(weights=student.state_dict()))
         train(model, data, config, generator=torch.Generator().manual_seed(0), loss=loss)
         with torch.no_grad():
-            wanted = student(data.images).softmax(1)
-            gaps.append(float(F.kl_div(model(data.images).log_softmax(1), wanted, reduction="batchmean")))
+            expected = student(data.images).softmax(1)
+            gaps.append(float(F.kl_div(model(data.images).log_softmax(1), expected, reduction="batchmean")))
     assert gaps[1] < 0.5 * gaps[0]
 
 

@@ -10,7 +10,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ([0.1, 0.5, 0.9, 0.95], 30),
         ([0.9, 0.9, 0.9, 0.9], 10),
@@ -31,8 +31,8 @@ NAN = float("nan")
         "just misses it", "nan on the way", "nan at the end", "only nan", "infinite",
     ],
 )  # fmt: skip
-def test_when_a_curve_has_converged(values, wanted):
-    assert reaches(values, [10, 20, 30, 40], 0.8) == wanted
+def test_when_a_curve_has_converged(values, expected):
+    assert reaches(values, [10, 20, 30, 40], 0.8) == expected
 
 
 def test_an_empty_curve_reaches_nothing():
@@ -84,9 +84,9 @@ def test_a_higher_target_is_not_reached_earlier(values, one, other):
 
 
 @pytest.mark.parametrize(
-    ("cost", "reference", "wanted"),
+    ("cost", "reference", "expected"),
     [(10, 40, 4.0), (40, 10, 0.25), (10.0, 10, 1.0), (None, 40, None), (10, None, None), (None, None, None),
      (0, 40, None), (10, 0, 0.0)],
 )  # fmt: skip
-def test_speedup(cost, reference, wanted):
-    assert speedup(cost, reference) == wanted
+def test_speedup(cost, reference, expected):
+    assert speedup(cost, reference) == expected

@@ -53,8 +53,8 @@ def test_colour_in_every_mode(mode, channels):
     assert image.mode == mode
     found = to_tensor(image, config(channels))
     assert (found.shape, found.dtype) == ((channels, SIZE, SIZE), torch.float32)
-    wanted = torch.tensor(COLOUR if channels == 3 else [GREY]) / 255
-    torch.testing.assert_close(found.mean((1, 2)), wanted, atol=2.5 / 255, rtol=0)
+    expected = torch.tensor(COLOUR if channels == 3 else [GREY]) / 255
+    torch.testing.assert_close(found.mean((1, 2)), expected, atol=2.5 / 255, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def png_of_sixteen_bits(kind, pixel):
 def test_sixteen_bits_of_colour_are_read_as_eight(kind, alpha):
     pixel = (16384, 32768, 65535) if kind != 4 else (16384,)
     found = to_tensor(png_of_sixteen_bits(kind, (*pixel, *alpha)), config())
-    wanted = (torch.tensor(pixel) / 65535).expand(3)
-    torch.testing.assert_close(found.mean((1, 2)), wanted, atol=1 / 255, rtol=0)
+    expected = (torch.tensor(pixel) / 65535).expand(3)
+    torch.testing.assert_close(found.mean((1, 2)), expected, atol=1 / 255, rtol=0)
 
 
 def test_float_and_int_tiff_keep_their_values():

@@ -71,8 +71,8 @@ def teachers_of(count=2, **kwargs):
 
 @torch.no_grad()
 def divergence(student, teachers, images, weights):
-    wanted = ensemble_probabilities([t(images) for t in teachers], weights, 2.0)
-    return float(distillation_loss(student(images), wanted, 2.0))
+    expected = ensemble_probabilities([t(images) for t in teachers], weights, 2.0)
+    return float(distillation_loss(student(images), expected, 2.0))
 
 
 @pytest.mark.parametrize("kind", ["uniform", "class"])
@@ -247,7 +247,7 @@ def test_nothing_to_learn_from(teachers, sets, says):
 
 
 @pytest.mark.parametrize(
-    ("found", "patch", "wanted"),
+    ("found", "patch", "expected"),
     [
         (covered(2, 2, (4, 4), [1, 0, 0, 1]), (4, 4), [1, 0, 0, 1]),
         (covered(2, 2, (4, 4), [1, 0, 0, 1]), (8, 8), [0.5]),
@@ -257,8 +257,8 @@ def test_nothing_to_learn_from(teachers, sets, says):
         (covered(2, 3, (3, 2), [1, 0, 1, 0, 0, 1]), (2, 6), [2 / 3, 0.5, 1 / 3]),
     ],
 )
-def test_coverage_by_hand(found, patch, wanted):
-    torch.testing.assert_close(coverage(found, patch), torch.tensor([wanted], dtype=torch.float32))
+def test_coverage_by_hand(found, patch, expected):
+    torch.testing.assert_close(coverage(found, patch), torch.tensor([expected], dtype=torch.float32))
 
 
 def test_coverage_of_many_is_of_each():

@@ -24,7 +24,7 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize(
-    ("kind", "examples", "counts", "wanted"),
+    ("kind", "examples", "counts", "correct"),
     [
         ("uniform", [10, 30], [None, None], [[0.5], [0.5]]),
         ("examples", [10, 30], [None, None], [[0.25], [0.75]]),
@@ -36,10 +36,10 @@ def seeded(seed=0):
         ("class_certainty", [1, 1], [[3, 0], [1, 5]], [[0.75, 0.0], [0.25, 1.0]]),
     ],
 )
-def test_ensemble_weights_by_hand(kind, examples, counts, wanted):
+def test_ensemble_weights_by_hand(kind, examples, counts, correct):
     weights = ensemble_weights(kind, examples, counts)
     assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights, torch.tensor(wanted))
+    torch.testing.assert_close(weights, torch.tensor(correct))
 
 
 def test_certainty_by_hand():
@@ -125,21 +125,21 @@ def test_teachers_who_are_sure_of_what_they_have_not_seen(gap):
 
 
 def test_the_loss_by_hand():
-    logits, wanted = torch.tensor([[0.0, 2.0], [4.0, 0.0]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    logits, correct = torch.tensor([[0.0, 2.0], [4.0, 0.0]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     student = torch.tensor([[0.0, 1.0], [2.0, 0.0]]).exp()
     student = student / student.sum(1, keepdim=True)
     first = 0.5 * (0.5 / student[0, 0]).log() + 0.5 * (0.5 / student[0, 1]).log()
     second = -student[1, 0].log()
-    torch.testing.assert_close(distillation_loss(logits, wanted, 2.0), 4 * (first + second) / 2)
-    assert float(distillation_loss(wanted[:1].log() * 3, wanted[:1], 3.0)) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(distillation_loss(logits, correct, 2.0), 4 * (first + second) / 2)
+    assert float(distillation_loss(correct[:1].log() * 3, correct[:1], 3.0)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_gradient_of_the_loss(temperature):
     generator = seeded()
     logits = torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
-    wanted = torch.randn(3, 4, dtype=torch.float64, generator=generator).softmax(1)
-    assert gradcheck(lambda x: distillation_loss(x, wanted, temperature), logits)
+    correct = torch.randn(3, 4, dtype=torch.float64, generator=generator).softmax(1)
+    assert gradcheck(lambda x: distillation_loss(x, correct, temperature), logits)
 
 
 @settings(max_examples=30, deadline=None)

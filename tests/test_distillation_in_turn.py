@@ -34,17 +34,17 @@ def taught(images, teachers, config=CONFIG, student=None, **options):
 def test_the_length_of_a_block_changes_nothing(monkeypatch, length, tokens):
     config = replace(CONFIG, tokens=tokens)
     images, teachers = [sparse(5, seed=1), sparse(3, seed=2)], [small_vit(1), small_vit(2)]
-    wanted = taught(images, teachers, config)
+    expected = taught(images, teachers, config)
     monkeypatch.setattr(loop, "BLOCK_STEPS", length)
-    assert same_weights(taught(images, teachers, config), wanted)
+    assert same_weights(taught(images, teachers, config), expected)
     monkeypatch.setattr(loop, "BLOCK_BYTES", 1)
-    assert same_weights(taught(images, teachers, config), wanted)
+    assert same_weights(taught(images, teachers, config), expected)
 
 
 def test_what_is_stored_teaches_the_same_and_is_there_one_at_a_time(tmp_path):
     images = [sparse(5, seed=1), sparse(3, seed=2), sparse(4, seed=3)]
     models = [small_vit(seed) for seed in range(3)]
-    wanted = taught(images, models)
+    expected = taught(images, models)
     stored = [store(TrainedTeacher(f"t{i}", model, 10), tmp_path / f"{i}.model") for i, model in enumerate(models)]
     files = []
     for i, each in enumerate(images):
@@ -67,7 +67,7 @@ def test_what_is_stored_teaches_the_same_and_is_there_one_at_a_time(tmp_path):
         student, Lazily(stored, counted(lambda each: each.load().model)), Lazily(files, counted(StoredImages.load)),
         CONFIG, generator=seeded(),
     )  # fmt: skip
-    assert same_weights(student.state_dict(), wanted)
+    assert same_weights(student.state_dict(), expected)
     assert len(most) >= 6
     assert max(most) == 1
 
@@ -113,19 +113,19 @@ class Answering(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_teachers_are_shown_images_in_their_own_precision(dtype):
     images, teacher = sparse(), small_vit(1)
-    wanted = taught(images, [teacher])
+    expected = taught(images, [teacher])
     found = taught(images, [copy.deepcopy(teacher).to(dtype)])
     assert all(value.dtype == torch.float32 for value in found.values())
-    apart = max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
+    apart = max(float((found[key] - expected[key]).abs().max()) for key in expected)
     assert apart < (1e-4 if dtype == torch.float64 else 0.02)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 5))
     for_plain = [taught(images, [copy.deepcopy(plain).to(kind)]) for kind in (dtype, torch.float32)]
-    assert max(float((for_plain[0][key] - for_plain[1][key]).abs().max()) for key in wanted) < 0.02
+    assert max(float((for_plain[0][key] - for_plain[1][key]).abs().max()) for key in expected) < 0.02
 
 
 def test_outputs_that_hold_their_logits_teach_and_learn():
-    wanted = taught(sparse(), [small_vit(1)])
-    assert same_weights(taught(sparse(), [Answering(small_vit(1))]), wanted)
+    expected = taught(sparse(), [small_vit(1)])
+    assert same_weights(taught(sparse(), [Answering(small_vit(1))]), expected)
     inner = fresh().backbone
     student = adapt(Answering(inner), image_size=16, num_classes=5, mean=(0.5,) * 3, std=(0.5,) * 3)
     taught(sparse(), [small_vit(1)], student=student)

@@ -93,8 +93,8 @@ def held_out_loss(student, teacher, images, config):
     """T^2 KL on the images that `distill` holds out, from the formula."""
     _, held = divide([images], config, None, seeded())
     with torch.no_grad():
-        said, wanted = (model(images.images[held]) / config.temperature for model in (student, teacher))
-    return float(config.temperature**2 * F.kl_div(said.log_softmax(1), wanted.softmax(1), reduction="batchmean"))
+        said, expected = (model(images.images[held]) / config.temperature for model in (student, teacher))
+    return float(config.temperature**2 * F.kl_div(said.log_softmax(1), expected.softmax(1), reduction="batchmean"))
 
 
 HELD_OUT = {"batch_size": 4, "epochs": 6.0, "validation": 0.25, "augmentation": "none", "mixup": 0.0}

@@ -71,8 +71,8 @@ def test_positions_that_timm_leaves_alone_are_resampled(tmp_path):
     theirs = randomised(build_model(ModelSpec("cait_xxs24_224", 5, 32, kwargs)))
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
     model = build_model(ModelSpec("cait_xxs24_224", 5, 64, kwargs | {"checkpoint_path": str(tmp_path / "theirs.pth")}))
-    wanted = resample_abs_pos_embed(theirs.backbone.pos_embed, (8, 8), num_prefix_tokens=0)
-    torch.testing.assert_close(model.backbone.pos_embed, wanted)
+    correct = resample_abs_pos_embed(theirs.backbone.pos_embed, (8, 8), num_prefix_tokens=0)
+    torch.testing.assert_close(model.backbone.pos_embed, correct)
 
 
 def truncated(path):

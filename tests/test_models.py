@@ -95,13 +95,13 @@ def test_a_vit_takes_its_size_from_image_size(kwargs):
 
 
 @pytest.mark.parametrize(
-    ("image_size", "img_size", "wanted"),
+    ("image_size", "img_size", "correct"),
     [(None, 16, (16, 16)), (16, 16, (16, 16)), (None, (16, 32), (16, 32)), (16, (16, 16), (16, 16))],
 )
-def test_img_size_alone_or_with_image_size(image_size, img_size, wanted):
+def test_img_size_alone_or_with_image_size(image_size, img_size, correct):
     model = build_model(ModelSpec(VIT, 5, image_size, {**TINY, "img_size": img_size}))
-    assert model.image_size == wanted
-    assert model(torch.rand(1, 3, *wanted)).shape == (1, 5)
+    assert model.image_size == correct
+    assert model(torch.rand(1, 3, *correct)).shape == (1, 5)
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -151,12 +151,12 @@ def test_one_channel(name, kwargs):
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "correct"),
     [(VIT, ((0.5,) * 3, (0.5,) * 3)), ("deit_tiny_patch16_224", IMAGENET), ("vit_base_patch16_clip_224", None)],
 )
-def test_mean_and_std_are_timms(name, wanted):
+def test_mean_and_std_are_timms(name, correct):
     model = build_model(small_spec(name))
-    mean, std = wanted or (timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std)
+    mean, std = correct or (timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std)
     torch.testing.assert_close(model.mean.flatten(), torch.tensor(mean))
     torch.testing.assert_close(model.std.flatten(), torch.tensor(std))
 

@@ -78,8 +78,8 @@ def test_a_teacher_of_a_part_of_the_classes_teaches_its_targets():
     distill_student(student, [teacher], [found], config, seeded())
     with torch.no_grad():
         _, of_tokens = relabelling_of(student, [found]).logits(found.images)
-    wanted = torch.tensor([3, 1])[found.targets]
-    assert float((of_tokens.argmax(-1) == wanted[:, None]).float().mean()) > 0.9
+    expected = torch.tensor([3, 1])[found.targets]
+    assert float((of_tokens.argmax(-1) == expected[:, None]).float().mean()) > 0.9
 
 
 def test_as_many_sets_as_teachers():

@@ -62,23 +62,23 @@ def test_labels_are_those_of_a_loop_over_pixels(patch, alpha, jitter):
     rows = torch.tensor([0, 11, 3, 3, 6, 8])
     shift = draw_shift(len(rows), jitter, seeded(3))
     partners = draw_partners(len(rows), alpha, seeded(5))
-    wanted = torch.randn(6, 5, generator=seeded(7)).softmax(1)
+    correct = torch.randn(6, 5, generator=seeded(7)).softmax(1)
     relabelling = relabelling_of(fresh(patch_size=patch, depth=1), found, patch)
-    labels = relabelled(blend(relabelling.target_labels(rows, shift), partners), wanted)
+    labels = relabelled(blend(relabelling.target_labels(rows, shift), partners), correct)
     assert labels.shape == (6, (16 // patch) ** 2, 5)
-    expected = token_labels(found, patch, 5, rows, wanted, shift, partners)
+    expected = token_labels(found, patch, 5, rows, correct, shift, partners)
     torch.testing.assert_close(labels, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(labels.sum(-1), torch.ones(labels.shape[:2]))
 
 
 def test_labels_by_hand():
     kept = torch.tensor([[1.0, 0.0, 0.25], [0.0, 0.0, 1.0]])
-    wanted = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
-    told = of_targets(torch.tensor([1, 0]), kept, 2)
-    pure = relabelled(told, wanted)
+    correct = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
+    labels = of_targets(torch.tensor([1, 0]), kept, 2)
+    pure = relabelled(labels, correct)
     torch.testing.assert_close(pure[0], torch.tensor([[0, 1], [0.5, 0.5], [0.375, 0.625]]))
     torch.testing.assert_close(pure[1], torch.tensor([[0.2, 0.8], [0.2, 0.8], [1, 0]]))
-    mixed = relabelled(blend(told, (torch.tensor([0.75, 1.0]), torch.tensor([1, 0]))), wanted)
+    mixed = relabelled(blend(labels, (torch.tensor([0.75, 1.0]), torch.tensor([1, 0]))), correct)
     # The third: 3/4 of (1/4 kept as class 1), 1/4 of (all kept as class 0), and 9/16 of the ensemble.
     torch.testing.assert_close(mixed[0, 2], torch.tensor([0.25 + 0.28125, 0.1875 + 0.28125]))
     torch.testing.assert_close(mixed[1], pure[1])
@@ -150,14 +150,14 @@ def test_the_loss_of_distill_is_the_sum_of_both(mixup, jitter):
         if shift is not None:
             batch = torch.stack([image.roll(by, (1, 2)) for image, by in zip(batch, shift.tolist(), strict=True)])
         batch = blend(batch, partners)
-        wanted = ensemble_probabilities([t(batch) for t in teachers], EVEN, 2.0)
+        correct = ensemble_probabilities([t(batch) for t in teachers], EVEN, 2.0)
         _, of_tokens = relabelling_of(student, found, 8).logits(batch)
-        labels = token_labels(found, 8, 5, rows, wanted, shift, partners)
+        labels = token_labels(found, 8, 5, rows, correct, shift, partners)
         each = [
             4 * (labels[i, k] * (labels[i, k].log() - (of_tokens[i, k] / 2).log_softmax(0))).nansum()
             for i in range(7) for k in range(4)
         ]  # fmt: skip
-        expected = distillation_loss(student(batch), wanted, 2.0) + 0.3 * sum(each) / len(each)
+        expected = distillation_loss(student(batch), correct, 2.0) + 0.3 * sum(each) / len(each)
     record = distill(student, teachers, found, config, generator=seeded(4))
     assert record.losses[0] == pytest.approx(float(expected), rel=1e-4)
 
@@ -192,8 +192,8 @@ def test_off_is_a_plain_loop_bit_for_bit(mixup):
         rows = torch.randint(len(found), (config.batch_size,), generator=generator)
         batch = plain_mix(shift_images(found.images[rows], config.jitter, generator), mixup, generator)
         with torch.no_grad():
-            wanted = ensemble_probabilities([t(batch) for t in teachers], EVEN, config.temperature)
-        optimiser.step(distillation_loss(plain(batch), wanted, config.temperature))
+            correct = ensemble_probabilities([t(batch) for t in teachers], EVEN, config.temperature)
+        optimiser.step(distillation_loss(plain(batch), correct, config.temperature))
     students, states = [], []
     for weight in (0.0, 1e-3):
         own, student = seeded(), fresh()

@@ -252,7 +252,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("targets", "count", "wanted"),
+    ("targets", "count", "correct"),
     [
         ([2, 2, 0, 1, 0], 3, [2, 3, 0]),  # one of each class first, in the order of the classes
         ([2, 2, 0, 1, 0], 4, [2, 3, 0, 1]),
@@ -261,9 +261,9 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         ([4, 3, 2, 1, 0], 2, [1, 0]),
     ],
 )
-def test_as_many_classes_as_fit_are_shown(targets, count, wanted):
+def test_as_many_classes_as_fit_are_shown(targets, count, correct):
     found = replace(sparse(len(targets)), targets=torch.tensor(targets))
-    assert _one_per_class(found, count).ids.tolist() == wanted
+    assert _one_per_class(found, count).ids.tolist() == correct
 
 
 def test_images_of_many_labels_are_shown_as_they_come():

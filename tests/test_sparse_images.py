@@ -65,12 +65,12 @@ def test_kept_and_masked_say_what_the_mask_says(shape, fill):
     assert found.kept.shape == (len(found), min(shape["kept"], rows * columns))
     painted, (ph, pw) = found.masked(fill), found.patch_size
     for image in range(len(found)):
-        wanted = [row * columns + column for row, column in found.mask[image].nonzero().tolist()]
-        assert found.kept[image].tolist() == sorted(wanted)
+        correct = [row * columns + column for row, column in found.mask[image].nonzero().tolist()]
+        assert found.kept[image].tolist() == sorted(correct)
         for patch in range(rows * columns):
             row, column = divmod(patch, columns)
             where = (image, slice(None), slice(row * ph, row * ph + ph), slice(column * pw, column * pw + pw))
-            expected = found.images[where] if patch in wanted else torch.full_like(found.images[where], fill)
+            expected = found.images[where] if patch in correct else torch.full_like(found.images[where], fill)
             assert torch.equal(painted[where], expected)
     assert found.kept_fraction == pytest.approx(found.kept.shape[1] / (rows * columns))
 

@@ -30,6 +30,6 @@ def test_the_digits_demo_takes_the_very_same_steps(name, optimiser):
         state = hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()
         assert state[:16] == DRAWS
         found.append((loss, model.state_dict()))
-    (loss, weights), (wanted, expected) = found
-    assert loss == wanted
+    (loss, weights), (correct, expected) = found
+    assert loss == correct
     assert all(torch.equal(weights[key], value) for key, value in expected.items())

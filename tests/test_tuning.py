@@ -105,9 +105,9 @@ def test_rates_fall_from_layer_to_layer():
         for weight in group["params"]:
             rates[names[id(weight)]], decays[names[id(weight)]] = group["lr"], group["weight_decay"]
     assert rates.keys() == set(names.values())
-    wanted = {"head.weight": 0.1, "norm.bias": 0.05, "blocks.1.attn.qkv.weight": 0.05, "blocks.0.mlp.fc1.bias": 0.025,
+    expected = {"head.weight": 0.1, "norm.bias": 0.05, "blocks.1.attn.qkv.weight": 0.05, "blocks.0.mlp.fc1.bias": 0.025,
               "patch_embed.proj.weight": 0.0125, "cls_token": 0.0125}  # fmt: skip
-    assert {name: rates[name] for name in wanted} == pytest.approx(wanted)
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
     assert (decays["head.weight"], decays["head.bias"], decays["pos_embed"], decays["norm.weight"]) == (0.05, 0, 0, 0)
 
 

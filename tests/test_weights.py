@@ -137,8 +137,8 @@ def test_what_comes_from_the_hub_names_its_new_head(hub, theirs, caplog):
     assert torch.equal(from_hub(1000).backbone.head.weight, hub["head.weight"])
     assert not caplog.records
     grey = from_hub(1000, in_chans=1)
-    wanted = theirs.backbone.patch_embed.proj.weight.sum(1, keepdim=True)
-    torch.testing.assert_close(grey.backbone.patch_embed.proj.weight, wanted)
+    correct = theirs.backbone.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(grey.backbone.patch_embed.proj.weight, correct)
     with torch.device("meta"):
         from_hub(5)
 
@@ -199,8 +199,8 @@ def test_both_heads_of_a_distilled_model_are_named(tmp_path, caplog):
 def test_positions_of_another_grid_are_resampled(tmp_path, theirs, classes):
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
     model = loaded(tmp_path / "theirs.pth", classes=classes, img_size=24)
-    wanted = resample_abs_pos_embed(theirs.backbone.pos_embed, (6, 6), num_prefix_tokens=1)
-    torch.testing.assert_close(model.backbone.pos_embed, wanted)
+    correct = resample_abs_pos_embed(theirs.backbone.pos_embed, (6, 6), num_prefix_tokens=1)
+    torch.testing.assert_close(model.backbone.pos_embed, correct)
     assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, theirs.backbone.blocks[0].attn.qkv.weight)
     theirs.backbone.set_input_size(24)
     if classes == 5:

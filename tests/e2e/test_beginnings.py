@@ -25,9 +25,9 @@ def test_class_statistics_alone_are_those_of_all_images_in_one_place(tmp_path, a
     """Four architectures, none the student's; nothing is inverted."""
     report, found = student_of(tmp_path, f"{STATISTICS} {alone}")
     settings = load_settings(CONF, STATISTICS)
-    wanted, shared = build_seeded(settings.model.student, settings.seed).eval(), digits()[0]
-    put_head(wanted, discriminant(class_statistics(wanted, [(shared.images, shared.labels)])))
-    for key, value in wanted.state_dict().items():
+    expected, shared = build_seeded(settings.model.student, settings.seed).eval(), digits()[0]
+    put_head(expected, discriminant(class_statistics(expected, [(shared.images, shared.labels)])))
+    for key, value in expected.state_dict().items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
     assert (report["start"], report["student"]["start"]) == ("statistics", "random")
     assert (report["inversion"], report["distillation"]["steps"], report["distillation"]["kept"]) == (None, 0, "start")

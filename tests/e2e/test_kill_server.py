@@ -93,7 +93,7 @@ def to_the_end(output):
 
 @pytest.mark.timeout(1800)
 def test_killed_again_and_again_it_ends_with_the_same_student(tmp_path):
-    wanted, whole = undisturbed(tmp_path / "whole")
+    expected, whole = undisturbed(tmp_path / "whole")
     output = tmp_path / "killed"
     killed_at(output, r"inversion of client \d: +\d+%")  # while the other still trains, perhaps
     killed_at(output, r"distillation: +\d+%")
@@ -101,8 +101,8 @@ def test_killed_again_and_again_it_ends_with_the_same_student(tmp_path):
     killed_at(output, r"waiting for train replies: .* [12]/2")  # round 2: replies of round 1 are not asked for again
     found, report, log = to_the_end(output)
     assert "going on after round 1" in log
-    assert wanted.keys() == found.keys()
-    assert all((wanted[key] == found[key]).all() for key in wanted)
+    assert expected.keys() == found.keys()
+    assert all((expected[key] == found[key]).all() for key in expected)
     assert [each["student_test_accuracy"] for each in report["rounds"]] == [
         each["student_test_accuracy"] for each in whole["rounds"]
     ]

@@ -260,7 +260,7 @@ def _no_compiler(monkeypatch):
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_a_compiler_the_teacher_runs_as_it_is(vit, caplog):
     eager, compiled, _ = (
-        invert(vit, TARGETS, replace(SPARSE, compile=wanted), generator=seeded()) for wanted in (False, True, True)
+        invert(vit, TARGETS, replace(SPARSE, compile=correct), generator=seeded()) for correct in (False, True, True)
     )
     assert torch.equal(eager.images, compiled.images)
     assert not compiler_works("cpu")

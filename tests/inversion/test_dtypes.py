@@ -105,10 +105,10 @@ def test_logits_and_importance_are_float32(kind, dtype):
     n = exact.grid[0] * exact.grid[1]
     patches = torch.randn(2, n, 3, *exact.patch_size, generator=seeded())
     view = View(patches, torch.arange(n).expand(2, -1), patches)
-    wanted = torch.tensor([1, 2])
+    expected = torch.tensor([1, 2])
     for mine, theirs in (
         (rounded.logits(view), exact.logits(view)),
-        (rounded.importance(view, wanted), exact.importance(view, wanted)),
+        (rounded.importance(view, expected), exact.importance(view, expected)),
     ):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, atol=0.05 * float(theirs.detach().abs().max()), rtol=0)

@@ -15,12 +15,12 @@ def test_the_embeddings_gradient_is_the_convolutions(dtype, bias, size):
     images = torch.randn(3, 2, *size, dtype=dtype, requires_grad=True)
     plain = embed(images)
     weights = torch.randn_like(plain)
-    (wanted,) = torch.autograd.grad((plain * weights).sum(), images)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), images)
     with embedding_gradient(embed):
         fast = embed(images)
         (found,) = torch.autograd.grad((fast * weights).sum(), images)
     assert torch.equal(fast, plain)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert "forward" not in vars(embed.proj)
 
 

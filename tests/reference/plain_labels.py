@@ -3,13 +3,13 @@
 import torch
 
 
-def token_labels(sets, patch, classes, rows, wanted, shift=None, partners=None):
+def token_labels(sets, patch, classes, rows, expected, shift=None, partners=None):
     """Label (b, n, classes) of each token of images of 16 x 16 pixels.
 
     Args:
         sets, rows: the images of all sets, and which of them are shown.
         patch: side of the student's patches in pixels.
-        wanted: (b, classes) what the ensemble says of the images as they are shown.
+        expected: (b, classes) what the ensemble says of the images as they are shown.
         shift: (b, 2) by how many pixels each image is moved, cyclically.
         partners: share (b,) of each image and who has the rest (b,).
     """
@@ -31,6 +31,6 @@ def token_labels(sets, patch, classes, rows, wanted, shift=None, partners=None):
                     down, right = (0, 0) if shift is None else shift[other].tolist()
                     image = int(rows[other])
                     kept = masks[image][(y - down) % 16][(x - right) % 16]
-                    label = torch.eye(classes)[targets[image]] if kept else wanted[place]
+                    label = torch.eye(classes)[targets[image]] if kept else expected[place]
                     labels[place, (y // patch) * side + x // patch] += weight * label / patch**2
     return labels

@@ -37,9 +37,9 @@ LABELS = [torch.arange(n) % 5 for n in EXAMPLES]
 
 def reply_of(number, **more):
     model = small_vit(seed=number, **SPECS[number].kwargs)
-    told = {"num_examples": EXAMPLES[number], "label_counts": LABELS[number].bincount(minlength=5).tolist()}
+    claims = {"num_examples": EXAMPLES[number], "label_counts": LABELS[number].bincount(minlength=5).tolist()}
     return records.pack_reply(
-        model.spec, model.state_dict(), name=f"client {number}", train_loss=0.5, **{**told, **more}
+        model.spec, model.state_dict(), name=f"client {number}", train_loss=0.5, **{**claims, **more}
     )
 
 
@@ -69,24 +69,24 @@ def pooled(seed=0):
     return {key: value.numpy() for key, value in student.state_dict().items()}
 
 
-def assert_is(student, wanted):
+def assert_is(student, expected):
     for key, value in student.items():
-        np.testing.assert_allclose(value.numpy(), wanted[key], rtol=1e-5, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(value.numpy(), expected[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [("average", averaged([10, 30])), ("statistics", pooled())])
+@pytest.mark.parametrize(("kind", "expected"), [("average", averaged([10, 30])), ("statistics", pooled())])
 @pytest.mark.parametrize("projection", ["ensemble", "per_teacher"])
-def test_the_start_alone_is_a_baseline(kind, wanted, projection):
+def test_the_start_alone_is_a_baseline(kind, expected, projection):
     wrapped = strategy(kind, projection=projection)
     result = start(wrapped, InProcessGrid(client, NODES))
-    assert_is(result.arrays.to_torch_state_dict(), wanted)
+    assert_is(result.arrays.to_torch_state_dict(), expected)
     (record,) = wrapped.rounds
     assert (record.stored, record.distillation.steps, record.distillation.kept) == ([], 0, "start")
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [("average", averaged([10, 30])), ("statistics", pooled())])
+@pytest.mark.parametrize(("kind", "expected"), [("average", averaged([10, 30])), ("statistics", pooled())])
 @pytest.mark.parametrize("projection", ["ensemble", "per_teacher"])
-def test_distillation_begins_from_the_start_in_round_1_alone(monkeypatch, kind, wanted, projection):
+def test_distillation_begins_from_the_start_in_round_1_alone(monkeypatch, kind, expected, projection):
     began, distill = [], core.distill_student
 
     def noted(student, *arguments):
@@ -98,9 +98,9 @@ def test_distillation_begins_from_the_start_in_round_1_alone(monkeypatch, kind, 
     wrapped.start(grid=InProcessGrid(client, NODES), initial_arrays=wrapped.initial_arrays, num_rounds=2)
     assert len(began) == 2 * each
     for weights in began[:each]:
-        assert_is(weights, wanted)
+        assert_is(weights, expected)
     with pytest.raises(AssertionError):
-        assert_is(began[each], wanted)
+        assert_is(began[each], expected)
     last = wrapped.rounds[-1]
     assert last.distillation.kept == ", ".join(["step 2"] * each)
     assert all(teacher.load().class_statistics is None for teacher in last.teachers)
@@ -115,13 +115,13 @@ def test_a_killed_run_goes_on_from_its_start(tmp_path, monkeypatch, kind, calls)
         result = wrapped.start(grid=grid, initial_arrays=wrapped.initial_arrays, num_rounds=left)
         return result.arrays.to_torch_state_dict()
 
-    wanted = run(tmp_path / "whole")
+    expected = run(tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(core, "distill_student", after(calls, core.distill_student))
         with pytest.raises(KilledError):
             run(tmp_path / "killed")
     found = run(tmp_path / "killed")
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_older_api_starts_from_both_too():
@@ -129,11 +129,11 @@ def test_the_older_api_starts_from_both_too():
     clients = [
         Client(n, SPECS, class_statistics=class_statistics(came, [(IMAGES[n], LABELS[n])])) for n in range(len(SPECS))
     ]
-    for kind, wanted in (("average", averaged([10, 30])), ("statistics", pooled())):
+    for kind, expected in (("average", averaged([10, 30])), ("statistics", pooled())):
         inside = legacy.FedAvg(min_fit_clients=3, min_available_clients=3, fraction_evaluate=0.0)
         wrapped = LegacyDataFreeDistillation(inside, student=STUDENT, pipeline=ALONE, start=kind)
         one_round(wrapped, clients)
-        assert_is(wrapped.student.state_dict(), wanted)
+        assert_is(wrapped.student.state_dict(), expected)
 
 
 def test_an_average_of_models_with_batch_norm():
@@ -145,8 +145,8 @@ def test_an_average_of_models_with_batch_norm():
     begin_from("average", student, [TrainedTeacher("a", first, 1), TrainedTeacher("b", second, 3)])
     mine, theirs = first.state_dict(), second.state_dict()
     for key, value in student.state_dict().items():
-        wanted = np.average([mine[key].numpy(), theirs[key].numpy()], axis=0, weights=[1, 3])
-        np.testing.assert_allclose(value.numpy(), wanted, rtol=1e-6, atol=1e-6)
+        expected = np.average([mine[key].numpy(), theirs[key].numpy()], axis=0, weights=[1, 3])
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-6, atol=1e-6)
         assert value.dtype == mine[key].dtype
 
 
@@ -225,11 +225,11 @@ def test_a_client_tells_in_the_students_classes_and_leaves_small_classes_out():
     data, cpu = ImageSet(images, labels, spec.class_names), torch.device("cpu")
     found = statistics_of_start(settings(), asked(), spec, data, cpu)
     kept = labels != 1
-    wanted = class_statistics(
+    expected = class_statistics(
         asked().student(), [(resize(images, (16, 16))[kept], torch.tensor([3, 0, 4])[labels[kept]])]
     )
     assert found.counts.tolist() == [0, 0, 0, 4, 4]
-    for key, value in vars(wanted).items():
+    for key, value in vars(expected).items():
         torch.testing.assert_close(getattr(found, key), value)
     assert statistics_of_start(settings(least=5), asked(), spec, data, cpu) is None
     assert statistics_of_start(settings("own"), asked(), spec, data, cpu) is None

@@ -210,14 +210,14 @@ def test_q_fedavg_follows_the_clients_own_losses(q):
 
 
 def test_what_fedprox_tells_clients_reaches_them():
-    told = []
+    received = []
 
     def ask(message, context):
-        told.append(message.content["config"]["proximal-mu"])
+        received.append(message.content["config"]["proximal-mu"])
         return client(message, context)
 
     run(flower.FedProx(proximal_mu=0.3, **SAMPLING), 3, num_rounds=1, ask=ask)
-    assert told == [0.3] * 5
+    assert received == [0.3] * 5
 
 
 def test_an_ensemble_hands_the_same_student_on_for_everyone_and_each_teacher_a_student_of_its_own():

@@ -143,8 +143,8 @@ def test_per_teacher_fedavg_is_the_weighted_mean(monkeypatch):
     handed, result = projected_by_hand(wrapped(projection="per_teacher"), ARCHITECTURES, monkeypatch)
     assert [examples for _, examples in handed] == [10, 20, 30]
     for i, array in enumerate(result):
-        wanted = sum(arrays[i].astype(np.float64) * examples for arrays, examples in handed) / 60
-        np.testing.assert_allclose(array, wanted, atol=1e-6)
+        expected = sum(arrays[i].astype(np.float64) * examples for arrays, examples in handed) / 60
+        np.testing.assert_allclose(array, expected, atol=1e-6)
 
 
 def test_fedadam_by_hand(monkeypatch):

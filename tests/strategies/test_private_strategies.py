@@ -47,13 +47,13 @@ def adaptive(side, norm):
 def check_round(now, norm, side):
     """Whether each update was cut; what came out is the mean of the cut updates."""
     assert now.examples.tolist() == [1] * CLIENTS  # the noise is for one of so many, not for what a client claims
-    wanted, cut = by_hand.clip(now.sent, now.projected, norm)
+    correct, cut = by_hand.clip(now.sent, now.projected, norm)
     if side == "Client":  # clipped before the strategy sees it: the strategy itself never would
-        np.testing.assert_allclose(now.replies, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(now.replies, correct, rtol=1e-5, atol=1e-6)
         assert (np.linalg.norm(now.replies - now.sent, axis=1) <= norm * (1 + 1e-5)).all()
     else:
         np.testing.assert_array_equal(now.replies, now.projected)
-    expected = by_hand.weighted_mean(wanted, now.examples)
+    expected = by_hand.weighted_mean(correct, now.examples)
     np.testing.assert_allclose(now.result, expected, rtol=1e-4, atol=2e-6)
     assert np.linalg.norm(now.result - now.sent) <= norm * (1 + 1e-5)
     np.testing.assert_array_equal(now.returned, now.result)

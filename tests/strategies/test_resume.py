@@ -84,7 +84,7 @@ STAGES = {
     ("stage", "projection"), [*((stage, "ensemble") for stage in STAGES), ("inversion of round 2", "per_teacher")]
 )
 def test_killed_in_any_stage(tmp_path, monkeypatch, whole, stage, projection):
-    _, undisturbed, wanted = whole("FedAvg", projection)
+    _, undisturbed, expected = whole("FedAvg", projection)
     with monkeypatch.context() as patch:
         STAGES[stage](patch)
         asked = after(5, client) if stage == "waiting" else client
@@ -94,7 +94,7 @@ def test_killed_in_any_stage(tmp_path, monkeypatch, whole, stage, projection):
     other = projection == "ensemble"
     nodes = {90 - node if other else node: config for node, config in NODES.items()}
     again, found = run(tmp_path / "killed", nodes=nodes, projection=projection)
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert [record.round for record in again.rounds] == [1, 2, 3]
     for one, other in zip(again.rounds, undisturbed.rounds, strict=True):
         assert one.reused == other.reused
@@ -103,7 +103,7 @@ def test_killed_in_any_stage(tmp_path, monkeypatch, whole, stage, projection):
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAvgM"])
 def test_the_inner_strategys_memory_comes_back(tmp_path, whole, name):
-    *_, wanted = whole(name, "ensemble")
+    *_, expected = whole(name, "ensemble")
 
     def killing(number, _arrays):
         if number == 2:
@@ -113,7 +113,7 @@ def test_the_inner_strategys_memory_comes_back(tmp_path, whole, name):
         run(tmp_path / "killed", name=name, evaluate_fn=killing)
     again, found = run(tmp_path / "killed", name=name)
     assert again.done_before == 2
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_who_replied_before_the_crash_is_not_asked_again(tmp_path, monkeypatch):
@@ -134,11 +134,11 @@ def test_who_replied_before_the_crash_is_not_asked_again(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole):
-    directory, _, wanted = whole("FedAvg", "ensemble")
+    directory, _, expected = whole("FedAvg", "ensemble")
     again = wrapped(directory)
     assert again.remaining_rounds(ROUNDS) == 0
     found = again.initial_arrays.to_torch_state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
     last = again.rounds[-1]
     assert [teacher.name for teacher in last.teachers] == ["client 0", "client 1", "client 2"]
     assert last.distillation.losses

@@ -58,7 +58,7 @@ def overflowing(message, context, number=0):
 @pytest.mark.parametrize("killed_at", ["after round 1", "distilling round 2"])
 def test_a_teacher_that_diverges_does_not_break_a_restart(tmp_path, monkeypatch, grid, killed_at):
     whole = wrapped(tmp_path / "whole")
-    wanted = start(whole, overflowing, grid=grid).arrays.to_torch_state_dict()
+    expected = start(whole, overflowing, grid=grid).arrays.to_torch_state_dict()
     assert ["diverged" in v.reason for v in whole.rounds[0].verdicts] == [True, False, False]
 
     def kill(number, _):
@@ -74,7 +74,7 @@ def test_a_teacher_that_diverges_does_not_break_a_restart(tmp_path, monkeypatch,
     assert [teacher.name for teacher in again.rounds[0].teachers] == ["client 1", "client 2"]
     assert [len(images) for images in again.rounds[0].images] == [4, 4]
     found = start(again, overflowing, grid=grid).arrays.to_torch_state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_who_is_left_by_too_few_teachers_is_asked_again(tmp_path):
@@ -253,7 +253,7 @@ def test_images_that_have_a_place_stay(tmp_path):
 @pytest.mark.parametrize("lost", ["images/round1-client-1*", "round1-client-1*.model*"])
 @pytest.mark.parametrize("how", ["gone", "damaged"])
 def test_a_file_that_is_lost_amid_a_round_is_made_again(tmp_path, monkeypatch, lost, how):
-    wanted = start(wrapped(), rounds=1).arrays.to_torch_state_dict()
+    expected = start(wrapped(), rounds=1).arrays.to_torch_state_dict()
     with monkeypatch.context() as patch:
         patch.setattr(core, "distill_student", after(1, core.distill_student))
         with pytest.raises(KilledError):
@@ -261,7 +261,7 @@ def test_a_file_that_is_lost_amid_a_round_is_made_again(tmp_path, monkeypatch, l
     (path,) = tmp_path.glob(lost)
     path.write_bytes(path.read_bytes()[:-7]) if how == "damaged" else path.unlink()
     found = start(wrapped(tmp_path), rounds=1).arrays.to_torch_state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("grid", [None, WatchingGrid])

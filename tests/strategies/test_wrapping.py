@@ -93,9 +93,9 @@ def test_a_projected_update_is_clipped_where_the_client_would_have(kind, norm, c
 def test_a_subclass_clips_as_its_base_does(kind):
     own = type("Own", (kind,), {})
     name = "clipping_norm" if "Fixed" in kind.__name__ else "initial_clipping_norm"
-    found, wanted = (clipped(MOVED, SENT, private(each, **{name: 1.5})) for each in (own, kind))
-    np.testing.assert_array_equal(found[0][0], wanted[0][0])
-    assert found[1] == wanted[1]
+    found, expected = (clipped(MOVED, SENT, private(each, **{name: 1.5})) for each in (own, kind))
+    np.testing.assert_array_equal(found[0][0], expected[0][0])
+    assert found[1] == expected[1]
 
 
 @pytest.mark.parametrize("kind", PRIVATE)
