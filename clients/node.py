@@ -119,20 +119,21 @@ def node_of(settings: Settings, config: NodeConfig, node_id: int = 0) -> Node:
     if config.partition_id is None:
         number = zlib.crc32(name.encode()) if name else node_id % 2**32
     part = (config.partition_id or 0, parts)
+    share = settings.data.test_fraction if config.test_fraction is None else config.test_fraction
+    data = replace(settings.data, test_fraction=share)
     if config.has_data:
         whole = config.num_partitions is None
-        return Node(name, number, config.arch, _own_source(settings.data, config), True, (0, 1) if whole else part)
-    places = settings.data.nodes
+        return Node(name, number, config.arch, _own_source(data, config), True, (0, 1) if whole else part)
+    places = data.nodes
     if places:
         require(parts == len(places), "data.nodes", list(places), f"one place for each of {parts} clients")
         require(part[0] < parts, "partition-id", part[0], f"0 to {parts - 1}")
         own = replace(config, data=places[part[0]])
         name = config.name or _named_by_place(places, part[0])
-        return Node(name, number, config.arch, _own_source(settings.data, own), True, (0, 1))
-    none = settings.data.source == "none"
+        return Node(name, number, config.arch, _own_source(data, own), True, (0, 1))
+    none = data.source == "none"
     require(not none, "data", "", 'a directory, such as data="/data/images", since data.source is none')
-    share = settings.data.test_fraction if config.test_fraction is None else config.test_fraction
-    return Node(name, number, config.arch, replace(settings.data, test_fraction=share), False, part)
+    return Node(name, number, config.arch, data, False, part)
 
 
 def _own_source(data: DataConfig, config: NodeConfig) -> DataConfig:
@@ -141,11 +142,9 @@ def _own_source(data: DataConfig, config: NodeConfig) -> DataConfig:
         require(bool(config.data), "data", config.data, f"a path, for source {source}")
         absolute = Path(config.data).expanduser().is_absolute()
         require(absolute, "data", config.data, "an absolute path, or source=hub and a hub data set")
-    share = data.test_fraction if config.test_fraction is None else config.test_fraction
     image, label = config.image_column or data.image_column, config.label_column or data.label_column
     return replace(
-        data, source=source, name=config.data, split=config.split, nodes=(), test_fraction=share, image_column=image,
-        label_column=label,
+        data, source=source, name=config.data, split=config.split, nodes=(), image_column=image, label_column=label
     )  # fmt: skip
 
 

@@ -129,13 +129,7 @@ def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = Non
                 stop_family(process, home)
 
 
-def supernode(link: SuperLink, partition: int, partitions: int, arch: str | None = None) -> subprocess.Popen[bytes]:
-    """Start a SuperNode on this machine that shares the run's data; its log is supernode<partition>.log in the home."""
-    config = {"partition-id": partition, "num-partitions": partitions} | ({"arch": arch} if arch else {})
-    return supernode_of(link, partition, config)
-
-
-def supernode_of(link: SuperLink, number: int, node_config: Mapping[str, str | int | float]) -> subprocess.Popen[bytes]:
+def supernode(link: SuperLink, number: int, node_config: Mapping[str, str | int | float]) -> subprocess.Popen[bytes]:
     """Start a SuperNode of any node config on this machine; its log is supernode<number>.log in the link's home."""
     config = " ".join(f"{key}={toml(value) if isinstance(value, str) else value}" for key, value in node_config.items())
     command = [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link.port}"]

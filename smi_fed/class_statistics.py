@@ -60,8 +60,7 @@ def features(model: Classifier, images: Tensor) -> Tensor:
     """
     backbone: Any = model.backbone
     linear_head(model)
-    shown = (images.to(model.mean) - model.mean) / model.std
-    tokens = backbone.forward_features(shown.to(next(backbone.parameters()).dtype))
+    tokens = backbone.forward_features(model.normalised(images.to(model.mean)).to(next(backbone.parameters()).dtype))
     return backbone.forward_head(tokens, pre_logits=True)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "ModelSpec",
     "adapt",
     "architecture_of",
+    "backbone_of",
     "build_model",
     "build_seeded",
     "count_parameters",
@@ -66,11 +67,21 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.image_size = inputs.image_size
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the backbone is shown of images (b, c, h, w) in [0, 1]."""
+        return (images - self.mean) / self.std
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (b, classes), in the backbone's dtype, of images (b, c, h, w) in [0, 1] of any."""
-        normalised = (images - self.mean) / self.std
+        normalised = self.normalised(images)
         dtype = next(self.backbone.parameters(), normalised).dtype
         return logits_of(self.backbone(normalised.to(dtype)))
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The model that has the layers: a classifier's own, else the module itself; in wrappers too."""
+    inner = unwrapped(model)
+    return unwrapped(inner.backbone) if isinstance(inner, Classifier) else inner
 
 
 def _inputs_of(backbone: nn.Module, spec: ModelSpec) -> Inputs:

@@ -33,7 +33,7 @@ class Relabelling:
         sets: all images; targets (b,) in the student's classes.
         patch_size: height and width in pixels of the student's patches.
         size: height and width in pixels at which it is shown the images.
-        device: of what `told` gives.
+        device: of what `target_labels` gives.
 
     Raises:
         ValueError: a student without one token for each patch, multi-label targets, or

@@ -13,19 +13,13 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from smi_fed.checks import Allowed, SettingError
-from smi_fed.models import Classifier
+from smi_fed.models import backbone_of
 from smi_fed.weights import heads_of
-from smi_fed.wrappers import plain, unwrapped
+from smi_fed.wrappers import plain
 
 Trainable = Annotated[
     str, Field(strict=True, pattern="^(all|head|last:[1-9][0-9]*)$"), Allowed("all | head | last:N, N layers >= 1")
 ]
-
-
-def backbone_of(model: nn.Module) -> nn.Module:
-    """The model that has the layers: a classifier's own, else the module itself."""
-    inner = unwrapped(model)
-    return unwrapped(inner.backbone) if isinstance(inner, Classifier) else inner
 
 
 def trained_weights(model: nn.Module, trainable: str) -> list[nn.Parameter]:

@@ -65,7 +65,7 @@ class Shown:
         """Of the tokens that `drawn` shows (b, classes)."""
         if drawn.everything:
             return logits_of(self.student(batch))
-        patches = tokens.to_patches((batch - self.inner.mean) / self.inner.std, self.patch_size)
+        patches = tokens.to_patches(self.inner.normalised(batch), self.patch_size)
         kept = self.kept[drawn.rows.to(batch.device)]
         return tokens.forward_patches(self.inner.backbone, tokens.take(patches, kept), kept)  # type: ignore[arg-type]
 

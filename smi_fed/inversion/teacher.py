@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from smi_fed import tokens
 from smi_fed.checks import is_integer, require
 from smi_fed.model_inputs import has_config, input_channels, input_size, normalisation
-from smi_fed.models import Classifier, logits_of
+from smi_fed.models import Classifier, backbone_of, logits_of
 from smi_fed.wrappers import REMEDY, plain, unwrapped
 
 
@@ -75,7 +75,7 @@ class _Adapter:
 
     def __init__(self, model: nn.Module, patch_size: tuple[int, int]) -> None:
         """Raises ValueError for a model without classes or a patch size that does not divide the image."""
-        backbone = _backbone(model)
+        backbone = backbone_of(model)
         self.backbone: Any = backbone
         self.patch_size = patch_size
         height, width = _image_size(model)
@@ -109,7 +109,7 @@ class TokenTeacher(_Adapter):
     needs_canvas = False
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, _backbone(model).patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
+        super().__init__(model, backbone_of(model).patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
         self.prefix_tokens = self.backbone.num_prefix_tokens
 
     def logits(self, view: View) -> Tensor:
@@ -174,7 +174,7 @@ def adapt(model: nn.Module, patch_size: int | None = None) -> Teacher:
             model's own; a module that does not say what it takes.
     """
     model = unwrapped(model)
-    backbone = _backbone(model)
+    backbone = backbone_of(model)
     known = isinstance(model, Classifier) or has_config(model) or tokens.is_token_model(model)
     require(known, "model", type(model).__name__, "a Classifier or a timm model; any other from images to logits by "
             f"smi_fed.models.adapt(module, image_size=..., num_classes=...); of a wrapper {REMEDY}")  # fmt: skip
@@ -184,10 +184,6 @@ def adapt(model: nn.Module, patch_size: int | None = None) -> Teacher:
         require(patch_size is None or own == (patch_size,) * 2, "patch_size", patch_size, f"the model's own, {own}")
         return teacher
     return MaskedTeacher(model, (patch_size, patch_size) if patch_size else default_patch_size(*_image_size(model)))
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    return unwrapped(model.backbone) if isinstance(model, Classifier) else model
 
 
 def _image_size(model: nn.Module) -> tuple[int, int]:

@@ -86,8 +86,8 @@ def summary(found: Sequence[Evaluated], class_names: Sequence[str]) -> dict[str,
     """
     measured = [each.measured for each in found if each.measured is not None and each.counts]
     lines = [_line(each, class_names) for each in found]
-    told = [each.classes for each in measured if each.classes is not None]
-    classes = zip(class_names, zip(*told, strict=True), strict=True) if told else ()
+    by_class = [each.classes for each in measured if each.classes is not None]
+    classes = zip(class_names, zip(*by_class, strict=True), strict=True) if by_class else ()
     counted = [{key: value for key, value in line.items() if key != "per_class"} for line in lines if line["images"]]
     return {
         "clients": lines,

@@ -91,8 +91,8 @@ class FederatedEvaluation(Strategy):
         if not mean["images"]:
             log.warning("round %d: no client measured anything", self.done_before + server_round)
             return None
-        told = {key: mean[key] for key in ("images", "student_accuracy", "own_accuracy") if mean[key] is not None}
-        return MetricRecord(told)
+        measured = {key: mean[key] for key in ("images", "student_accuracy", "own_accuracy") if mean[key] is not None}
+        return MetricRecord(measured)
 
     def _judged(self, replies: Iterable[Message]) -> list[Evaluated]:
         """Every node that was asked; a failure may come from the SuperLink in its place."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.superlink import PROJECT, stop_family, superlink, supernode, supernode_of
+from simulations.superlink import PROJECT, stop_family, superlink, supernode
 from smi_fed.report import load_student
 from tests.e2e.test_owners import HOSPITALS, write_digits
 
@@ -96,18 +96,24 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     assert not wait_until_gone(marker)
 
 
+def run_apart(node_configs, overrides, output):
+    """A SuperLink and a SuperNode for each node config: the run's status, and the nodes' logs."""
+    with superlink(simulation=False) as link:
+        nodes = [supernode(link, number, config) for number, config in enumerate(node_configs)]
+        try:
+            status = link.run(overrides, output)
+            return status, [(link.home / f"supernode{number}.log").read_text() for number in range(len(nodes))]
+        finally:
+            for node in nodes:
+                stop_family(node, link.home)
+
+
 def test_separate_processes_on_loopback(tmp_path):
     """A SuperLink, two SuperNodes with architectures of their own, one finished student."""
     output = tmp_path / "out"
     architectures = ["vit_p8_w96_d3", "vit_p4_w48_d3"]
-    with superlink(simulation=False) as link:
-        nodes = [supernode(link, i, len(architectures), arch) for i, arch in enumerate(architectures)]
-        try:
-            status = link.run("experiment=smoke strategy.min_nodes=2", output)
-            logs = [(link.home / f"supernode{i}.log").read_text() for i in range(2)]
-        finally:
-            for node in nodes:
-                stop_family(node, link.home)
+    nodes = [{"partition-id": i, "num-partitions": 2, "arch": arch} for i, arch in enumerate(architectures)]
+    status, logs = run_apart(nodes, "experiment=smoke strategy.min_nodes=2", output)
     assert status == "finished:completed", logs
     report = json.loads((output / "report.json").read_text())
     assert [client["architecture"].split("(")[1] for client in report["clients"]] == [
@@ -123,14 +129,8 @@ def test_owners_on_loopback_and_a_server_without_data(tmp_path):
         directory = write_digits(tmp_path / f"site {number}", classes, 3 + number)
         places.append({"data": str(directory), "name": name, "arch": "vit_p8_w96_d3"})
     places[-1]["data"] += " gone"
-    with superlink(simulation=False) as link:
-        nodes = [supernode_of(link, number, place) for number, place in enumerate(places)]
-        try:
-            status = link.run("experiment=smoke data.source=none data.test_fraction=0 strategy.min_nodes=4", output)
-            logs = [(link.home / f"supernode{number}.log").read_text() for number in range(4)]
-        finally:
-            for node in nodes:
-                stop_family(node, link.home)
+    overrides = "experiment=smoke data.source=none data.test_fraction=0 strategy.min_nodes=4"
+    status, logs = run_apart(places, overrides, output)
     assert status == "finished:completed", logs
     clients = json.loads((output / "report.json").read_text())["clients"]
     assert {each["name"]: each["num_examples"] for each in clients if each["admitted"]} == {
