@@ -117,7 +117,7 @@ def compose(directory: Path, overrides: Sequence[str], name: str = "config") -> 
     with _HYDRA_LOCK:
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(directory), version_base="1.3"):
+            with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
                 config = _composed(name, [_readable(each) for each in overrides])
             plain = OmegaConf.to_container(config, resolve=True)
         except Exception as error:  # Hydra and OmegaConf raise many kinds, ValueError among them
@@ -159,20 +159,27 @@ def _files(name: str, overrides: list[str]) -> Iterator[Any]:
 
 
 def _explain(directory: Path, overrides: Sequence[str], name: str, error: Exception) -> SettingError:
-    """Which of the overrides Hydra refused, and what it could have been."""
-    if len(overrides) != 1:
-        for override in overrides:
+    """Which of the overrides Hydra refused, beside those that choose a group's file, and what it could have been."""
+    groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
+    chosen = [each for each in overrides if _key(each) in groups]
+    others = [each for each in overrides if _key(each) not in groups]
+    for trial in [*([each] for each in chosen), *([*chosen, each] for each in others)]:
+        if trial != list(overrides):
             try:
-                compose(directory, [override], name)
+                compose(directory, trial, name)
             except SettingError as found:
                 return found
+    if len(others or chosen) != 1:
         return SettingError("overrides", " ".join(overrides), f"Hydra overrides ({error})")
-    key, _, value = overrides[0].partition("=")
-    key = key.lstrip("+~")
-    groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
+    (override,) = others or chosen
+    key, value = _key(override), override.partition("=")[2]
     if key in groups:
         return SettingError(key, value, " | ".join(sorted(path.stem for path in (directory / key).glob("*.yaml"))))
-    known = [*groups, *dotted_keys(compose(directory, [], name))]
+    known = [*groups, *dotted_keys(compose(directory, chosen, name))]
     if key in known:
         return SettingError(key, value, f"a value that Hydra reads ({error})")
     return SettingError(key, value, f"a key of the configuration: {nearest(key, known)}")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")

@@ -174,7 +174,7 @@ def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
     return ensemble_weights(kind, [t.num_examples for t in teachers], [t.aligned_counts for t in teachers])
 
 
-def _together(logits: Iterable[Tensor], teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
+def joint_probabilities(logits: Iterable[Tensor], teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
     """What these teachers say together (n, classes), by their logits, at temperature 1."""
     return ensemble_probabilities(logits, weights_of(teachers, kind), by_certainty=kind in BY_CERTAINTY)
 
@@ -259,7 +259,7 @@ def scores_of(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet) -> tupl
             alone.append(Score(_mean(right), _mean(own), int(seen.sum())))
             yield logits
 
-    together = _together(heard(), teachers, kind)
+    together = joint_probabilities(heard(), teachers, kind)
     return alone, _mean(together.argmax(1) == test.labels)
 
 
@@ -275,4 +275,4 @@ def ensemble_accuracy(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet)
 def ensemble_classes(teachers: Sequence[AnyTeacher], kind: str, images: Tensor) -> Tensor:
     """The student's class (n,) that the ensemble names for each image; one teacher is in memory at a time."""
     logits = (predict(teacher.aligned, images) for teacher in teachers)
-    return _together(logits, teachers, kind).argmax(1)
+    return joint_probabilities(logits, teachers, kind).argmax(1)

@@ -74,6 +74,12 @@ def test_the_first_mistake_of_several_overrides_is_named():
     assert "inversion.iterations" in error.value.allowed
 
 
+def test_a_mistake_is_looked_for_beside_the_files_that_are_chosen():
+    """`model.clients.resnet10t` is a key of model=mixed alone."""
+    with pytest.raises(SettingError, match=r"server\.thread: got '2', allowed: a key of the configuration"):
+        load_settings(CONF, ["model.clients.resnet10t.start=null", "server.thread=2", "model=mixed"])
+
+
 def test_an_unreadable_override_is_refused():
     with pytest.raises(SettingError, match="seed"):
         load_settings(CONF, "seed")

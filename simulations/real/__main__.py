@@ -36,8 +36,8 @@ PIXELS: dict[str, tuple[int, int, str]] = {
 
 
 def default_directory() -> Path:
-    """A cache of this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smi-fed" / "real"
+    """What SMI_FED_REAL names, as conf/model/real.yaml has it; else a cache of this user."""
+    return Path(os.environ.get("SMI_FED_REAL") or Path.home() / ".cache" / "smi-fed" / "real")
 
 
 def make_pictures(out: Path) -> None:
@@ -114,6 +114,7 @@ def make(directory: Path) -> list[str]:
             out.mkdir()
             PARTS[name](out)
             shutil.move(out, directory / name)
+    pictures.list_all(directory / "pictures")
     return missing
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from simulations.real.packages import MakingError, Package
+from smi_fed.files import replacing
 
 PACKAGES = {
     "google": Package(
@@ -125,3 +126,11 @@ def draw(roots: Mapping[str, Path], out: Path) -> dict[str, dict[str, Any]]:
             counts[split] += 1
         made[style] = {**counts, "sha256": digest.hexdigest()}
     return made
+
+
+def list_all(directory: Path) -> None:
+    """Write DIRECTORY/all.csv: the path, class and split of every style's pictures, for owners who share them."""
+    paths = sorted(path.relative_to(directory) for path in directory.glob("*/*/*/*.webp"))
+    rows = [f"{path.as_posix()},{path.parts[2]},{path.parts[1]}\n" for path in paths]
+    with replacing(directory / "all.csv") as part:
+        part.write_text("path,label,split\n" + "".join(rows), encoding="utf-8")

@@ -56,6 +56,11 @@ class DistillationConfig(TrainingConfig):
         allowed = "none, where tokens is not all or relabel > 0: a crop moves patches"
         require(whole or self.augmentation == "none", "augmentation", self.augmentation, allowed)
 
+    @property
+    def same_views(self) -> bool:
+        """Whether an image looks the same each time that it is shown, so that teachers need to be asked once."""
+        return not self.mixup and not self.jitter and self.augmentation == "none"
+
 
 @dataclass
 class DistillationRecord:

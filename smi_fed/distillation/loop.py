@@ -83,7 +83,8 @@ def distill(
 
     def ask(views: Sequence[Tensor]) -> list[Tensor]:
         sure = config.ensemble in BY_CERTAINTY
-        return ensemble_answers(_others(student, teachers), views, weights, config.temperature, by_certainty=sure)
+        with computing(config, device):
+            return ensemble_answers(_others(student, teachers), views, weights, config.temperature, by_certainty=sure)
 
     started, losses = time.perf_counter(), list[Tensor]()
     if not config.steps:
@@ -123,10 +124,12 @@ def _lessons(
     The student is in training mode while a step is taken, and in evaluation mode after that.
     """
     device, change = next(student.parameters()).device, augmentation(config.augmentation)
-    for steps in _blocks(config, len(sets[0].images[0]) * size[0] * size[1]):
+    numbers = len(sets[0].images[0]) * size[0] * size[1]
+    known = _asked_once(sets, config, ask, size, count, device)
+    for steps in _blocks(config.steps, config.batch_size * numbers):
         draws = [draw(config, count, shares, generator) for _ in steps]
         views = [change(view) for view in show(sets, draws, size, device)]
-        answers = ask(views)
+        answers = ask(views) if known is None else [known[each.rows] for each in draws]
         _check_classes(student, answers[0], views[0])
         training_mode(student, config.trainable)
         try:
@@ -135,10 +138,23 @@ def _lessons(
             student.eval()
 
 
-def _blocks(config: DistillationConfig, numbers: int) -> list[range]:
-    """All steps in blocks, each of at least one; `numbers` are those of one image."""
-    length = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * numbers * config.batch_size)))
-    return [range(i, min(i + length, config.steps)) for i in range(0, config.steps, length)]
+def _asked_once(
+    sets: Sequence[SparseImages], config: DistillationConfig, ask: Callable[[Sequence[Tensor]], list[Tensor]],
+    size: tuple[int, int], count: int, device: torch.device,
+) -> Tensor | None:  # fmt: skip
+    """What the ensemble says of every image (count, classes); None where views differ, or where fewer are shown."""
+    if not config.same_views or config.steps * config.batch_size < count:
+        return None
+    parts = torch.arange(count).split(config.batch_size)
+    blocks = _blocks(len(parts), config.batch_size * len(sets[0].images[0]) * size[0] * size[1])
+    draws = ([Draw(parts[i], None, None, True) for i in block] for block in blocks)
+    return torch.cat([answers for each in draws for answers in ask(show(sets, each, size, device))])
+
+
+def _blocks(steps: int, numbers: int) -> list[range]:
+    """All steps in blocks, each of at least one; `numbers` are those of one step's images."""
+    length = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * numbers)))
+    return [range(i, min(i + length, steps)) for i in range(0, steps, length)]
 
 
 def _checked_weights(weights: Tensor | None, teachers: int, images: int, shares: Tensor | None) -> Tensor:
