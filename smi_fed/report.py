@@ -89,15 +89,14 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
     left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
     left.set(xlabel="distillation step", ylabel="T² KL to the ensemble", title="Student's loss", yscale="log")
     admitted = [client for client in clients if client["admitted"]]
-    if ensemble_accuracy is None:
-        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
-        _bars(right, bars, "%d", xlabel="images trained on", title="Clients' images; nothing was tested")
-    else:
-        bars = [(client["name"], 100 * client["test_accuracy"], "tab:gray") for client in admitted]
-        bars.append(("ensemble", 100 * ensemble_accuracy, "tab:green"))
-        scores = ((f"student, round {each['round']}", each["student_test_accuracy"]) for each in rounds)
-        bars += [(name, 100 * score, "tab:blue") for name, score in scores]
+    scores = [(client["name"], client["test_accuracy"], "tab:gray") for client in admitted]
+    scores.append(("ensemble", ensemble_accuracy, "tab:green"))
+    scores += [(f"student, round {each['round']}", each["student_test_accuracy"], "tab:blue") for each in rounds]
+    if bars := [(name, 100 * score, colour) for name, score, colour in scores if score is not None]:
         _bars(right, bars, "%.1f", xlabel="test accuracy in %", xlim=(0, 112), title="Held-out test split")
+    else:
+        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
+        _bars(right, bars, "%d", xlabel="clients' images", title="Clients' images; nothing was tested")
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
 
