@@ -20,7 +20,7 @@ from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
 from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
-from smi_fed.models import Classifier, ModelSpec, build_model
+from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
 from smi_fed.strategies.evaluation_records import pack_evaluation
 from smi_fed.strategies.records import clean_name, pack_reply
@@ -63,12 +63,15 @@ def _begin(context: Context) -> tuple[Settings, Node]:
 def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
     spec = settings.model.of_client(node.number, node.arch)
     images, _, spec = node_images(settings, node, spec)
-    data = images.loaded()
+    data = images.loaded() if settings.clients_train else images
     settings = replace(settings, data=node.data)
-    request = TrainRequest(message, settings.model.student)
-    model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
-    log.info("%s, round %d: %s on %d images, loss %.3f",
-             node.name or "this node", request.round, spec.name, len(data), loss)  # fmt: skip
+    request, name = TrainRequest(message, settings.model.student), node.name or "this node"
+    if settings.clients_train:
+        model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
+        log.info("%s, round %d: %s on %d images, loss %.3f", name, request.round, spec.name, len(data), loss)
+    else:  # random weights of its architecture, so that no start of its own travels for nothing
+        model, loss = build_seeded(architecture_of(spec), settings.seed), 0.0
+        log.info("%s: not trained, since its class statistics are all that is needed", name)
     content = pack_reply(
         spec,
         model.state_dict(),

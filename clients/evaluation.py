@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ def measure(settings: Settings, node: Node, request: TrainRequest, own: OwnModel
         return Measured(node.name, Counts(0, 0))
     places = torch.tensor(class_positions(spec, settings.model.student))
     labels = places[held_out.labels]
-    model = newest(spec, own, request.round)
-    student = answers(request.student().to(device), held_out) == labels
-    theirs = None if model is None else places[answers(model.to(device), held_out)] == labels
+    models = [model.to(device) for model in (request.student(), newest(spec, own, request.round)) if model is not None]
+    named = answers(models, held_out)
+    student, theirs = named[0] == labels, places[named[1]] == labels if named[1:] else None
     tells = settings.client.send_label_counts
     total = counted(torch.zeros_like(labels), student, theirs, 1)[0]
     classes = counted(labels, student, theirs, settings.model.student.num_classes) if tells else None
@@ -55,9 +56,15 @@ def newest(spec: ModelSpec, own: OwnModels, server_round: int) -> Classifier | N
     return model.eval()
 
 
-def answers(model: Classifier, data: ImageSet) -> Tensor:
-    """(n,) int64, the class that the model names for each image at its own size."""
-    return predict(model, data.resized(model.image_size).loaded().images).argmax(1)
+def answers(models: Sequence[Classifier], data: ImageSet, batch_size: int = 256) -> list[Tensor]:
+    """For each model (n,) int64, the class that it names for each image at its own size; a size is decoded once."""
+    found: list[list[Tensor]] = [[] for _ in models]
+    for size in {model.image_size for model in models}:
+        for batch in data.resized(size).loaded().images.split(batch_size):
+            for named, model in zip(found, models, strict=True):
+                if model.image_size == size:
+                    named.append(predict(model, batch).argmax(1))
+    return [torch.cat(named) for named in found]
 
 
 def counted(labels: Tensor, student: Tensor, own: Tensor | None, classes: int) -> tuple[Counts, ...]:

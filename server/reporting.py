@@ -63,9 +63,11 @@ def build(
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
-        alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
-        clients = _clients(last.verdicts, alone)
-        found["clients"] = [each | {"start": start_of_client(each["architecture"], settings.model)} for each in clients]
+        trained = settings.clients_train
+        alone, together = scores_of(last.teachers, kind, test) if trained and test is not None else ([], None)
+        clients = _clients(last.verdicts, alone, trained)
+        starts = [start_of_client(each["architecture"], settings.model) if trained else None for each in clients]
+        found["clients"] = [each | {"start": start} for each, start in zip(clients, starts, strict=True)]
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
         if settings.distills:
             found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
@@ -128,11 +130,12 @@ def _distillations(records: Sequence[RoundRecord]) -> dict[str, Any]:
     }
 
 
-def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[str, Any]]:
+def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool = True) -> list[dict[str, Any]]:
     """Every node that was asked; a teacher that guesses, although it says otherwise, is warned of.
 
     Args:
         alone: a score for each teacher, or none where nothing was tested.
+        trained: whether clients trained.
     """
     scores, lines = iter(alone), []
     for verdict in verdicts:
@@ -147,7 +150,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
             "name": name,
             "architecture": verdict.architecture,
             "num_examples": verdict.num_examples,
-            "train_loss": verdict.train_loss if teacher else None,
+            "train_loss": verdict.train_loss if teacher and trained else None,
             "test_accuracy": None if score is None else score.accuracy,
             "admitted": verdict.admitted,
             "reason": verdict.reason,

@@ -89,15 +89,14 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
     left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
     left.set(xlabel="distillation step", ylabel="T² KL to the ensemble", title="Student's loss", yscale="log")
     admitted = [client for client in clients if client["admitted"]]
-    if ensemble_accuracy is None:
-        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
-        _bars(right, bars, "%d", xlabel="images trained on", title="Clients' images; nothing was tested")
-    else:
-        bars = [(client["name"], 100 * client["test_accuracy"], "tab:gray") for client in admitted]
-        bars.append(("ensemble", 100 * ensemble_accuracy, "tab:green"))
-        scores = ((f"student, round {each['round']}", each["student_test_accuracy"]) for each in rounds)
-        bars += [(name, 100 * score, "tab:blue") for name, score in scores]
+    scores = [(client["name"], client["test_accuracy"], "tab:gray") for client in admitted]
+    scores.append(("ensemble", ensemble_accuracy, "tab:green"))
+    scores += [(f"student, round {each['round']}", each["student_test_accuracy"], "tab:blue") for each in rounds]
+    if bars := [(name, 100 * score, colour) for name, score, colour in scores if score is not None]:
         _bars(right, bars, "%.1f", xlabel="test accuracy in %", xlim=(0, 112), title="Held-out test split")
+    else:
+        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
+        _bars(right, bars, "%d", xlabel="clients' images", title="Clients' images; nothing was tested")
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
 
@@ -206,19 +205,20 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     """The closing table of a run."""
     console = console or Console(width=110)
     table = Table(title=f"smi-fed: {report['status']}, seed {report['seed']}, on {report['device']}")
-    for heading in ("", "architecture", "examples", "test accuracy"):
+    for heading in ("", "architecture", "start", "examples", "test accuracy"):
         table.add_column(heading, justify="right" if heading in ("examples", "test accuracy") else "left")
     for client in report["clients"]:
         architecture = client["architecture"] if client["admitted"] else f"refused: {client['reason']}"
         # A reason quotes what a client sent: brackets in it are no markup.
-        name, architecture = escape(client["name"]), escape(architecture)
-        table.add_row(name, architecture, str(client["num_examples"]), _percent(client["test_accuracy"]))
+        name, architecture, start = escape(client["name"]), escape(architecture), _started(client.get("start"))
+        table.add_row(name, architecture, start, str(client["num_examples"]), _percent(client["test_accuracy"]))
     table.add_section()
     if report["ensemble"]:
-        table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "",
+        table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "", "",
                       _percent(report["ensemble"]["test_accuracy"]))  # fmt: skip
     student = report["student"]
-    table.add_row("student", student["architecture"], "", _percent(student["test_accuracy"]), style="bold")
+    start, accuracy = _started(student.get("start"), report.get("start")), _percent(student["test_accuracy"])
+    table.add_row("student", student["architecture"], start, "", accuracy, style="bold")
     console.print(table)
     if report.get("evaluation"):
         console.print(_evaluation_table(report["evaluation"]))
@@ -231,6 +231,17 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         f"inversion: {inversion['images']} images, {inversion['method']}; {1 - inversion['kept_fraction']:.0%} of the "
         f"patches stopped by the end, {saved:.0%} of dense FLOPs saved"
     )
+
+
+def _started(own: str | None, start: str | None = None) -> str:
+    """Where a model started, in words.
+
+    Args:
+        own: what its weights were, see `smi_fed.starts.start_of`; None where nobody knows.
+        start: the run's `strategy.start`, for the student.
+    """
+    words = {"pretrained": "pretrained (timm)", "file": "pretrained (file)"}.get(own or "", own or "")
+    return {"average": "clients' average", "statistics": f"{words}, head by class statistics"}.get(start or "", words)
 
 
 def _evaluation_table(measured: dict[str, Any]) -> Table:

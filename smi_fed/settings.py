@@ -201,6 +201,11 @@ class Settings:
         return self.strategy.distillation and self.distillation.steps > 0
 
     @property
+    def clients_train(self) -> bool:
+        """Whether anybody needs what clients learn; where their class statistics are all that counts nobody does."""
+        return self.distills or self.strategy.start != "statistics"
+
+    @property
     def server_evaluates(self) -> bool:
         """Whether the server measures on its test split."""
         return self.evaluation in ("server", "both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smi_fed.augmentation import augmentation
-from smi_fed.data import Images, ImageSet
+from smi_fed.data import Images, ImageSet, LazyImages
 from smi_fed.muon import Muon
 from smi_fed.tokens import roll_images
 from smi_fed.training_config import TrainingConfig
@@ -85,7 +86,10 @@ def _rate(config: TrainingConfig) -> Callable[[int], float]:
 
 def shift_images(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
     """Each image (b, c, h, w) shifted cyclically by its own draw of at most `largest` pixels per axis."""
-    shift = draw_shift(len(images), largest, generator)
+    return _shifted(images, draw_shift(len(images), largest, generator))
+
+
+def _shifted(images: Tensor, shift: Tensor | None) -> Tensor:
     return images if shift is None else roll_images(images, shift.to(images.device))
 
 
@@ -136,7 +140,8 @@ def train(
     """Train in place on the model's own device; leaves it in evaluation mode.
 
     Args:
-        generator: source of every random choice, those of dropout and stochastic depth too.
+        generator: source of every random choice, those of dropout and stochastic depth too. Of lazy images the
+            next batch is drawn before a step: after an early stop it has given one batch more.
         loss: what is minimised.
 
     Returns:
@@ -157,9 +162,8 @@ def train(
     with only_trained(model, config.trainable), seeded_torch(generator):
         optimiser, best = Optimiser(model, config), Best(model, config.patience)
         training_mode(model, config.trainable)
-        for step in range(1, config.steps + 1):
-            rows = shown[draw_rows(len(shown), config.batch_size, shares, generator)]
-            batch = shift_images(views(data.images[rows]).to(device), config.jitter, generator)
+        for step, (rows, shift, images) in enumerate(_batches(data.images, shown, shares, config, generator), 1):
+            batch = _shifted(views(images).to(device), shift)
             with computing(config, device):
                 now = loss(model, batch, data.labels[rows].to(device))
             optimiser.step(now)
@@ -175,6 +179,30 @@ def train(
         best.restore()
     model.eval()
     return float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
+
+
+def _batches(
+    images: Images, shown: Tensor, shares: Tensor | None, config: TrainingConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """For each step the rows (b,) of a batch, how far each image is to be shifted, and the images (b, c, h, w).
+
+    Of lazy images the next batch is decoded while its predecessor is in use; not where the generator is torch's own,
+    from which dropout draws in between.
+    """
+    drawn = deque[tuple[Tensor, Tensor | None]]()
+
+    def draw() -> Iterator[Tensor]:
+        for _ in range(config.steps):
+            rows = shown[draw_rows(len(shown), config.batch_size, shares, generator)]
+            drawn.append((rows, draw_shift(len(rows), config.jitter, generator)))
+            yield rows
+
+    if isinstance(images, LazyImages) and generator is not torch.default_generator:
+        found = images.batches(draw())
+    else:
+        found = (images[rows] for rows in draw())
+    for batch in found:
+        yield *drawn.popleft(), batch
 
 
 def computing(config: TrainingConfig, device: torch.device) -> torch.autocast:
@@ -210,7 +238,7 @@ def held_out(labels: Tensor, share: float, generator: torch.Generator) -> tuple[
 @torch.no_grad()
 def loss_over(model: nn.Module, data: ImageSet, rows: Tensor, batch_size: int = 256) -> float:
     """Mean cross-entropy over the images at `rows`, in evaluation mode; the model's mode is as before afterwards."""
-    logits = torch.cat([predict(model, data.images[part]) for part in rows.split(batch_size)])
+    logits = predict(model, data.select(rows).images, batch_size)
     return float(F.cross_entropy(logits, data.labels[rows]))
 
 

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +153,17 @@ def test_a_loop_that_ends_early_leaves_no_thread(lazy):
 
 
 @pytest.mark.parametrize("room", [0, 10**9])
-def test_a_model_trains_to_the_same_bits(lazy, eager, room):
-    """The same rows in the same order from the same generator, with dropout too."""
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_trains_to_the_same_bits(lazy, eager, room, own):
+    """The same rows in the same order from the same generator, be it torch's, with dropout and random views too."""
     object.__setattr__(lazy.images, "kept", Kept(room))
+    config_ = TrainingConfig(steps=5, batch_size=4, augmentation="standard", validation=0.25)
     states = []
     for data in (eager, lazy):
         torch.manual_seed(0)
         model = build_model(small_spec(num_classes=3, drop_rate=0.2))
-        loss = train(model, data, TrainingConfig(steps=5, batch_size=4), generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1) if own else torch.default_generator
+        loss = train(model, data, config_, generator=generator)
         states.append((loss, model.state_dict(), accuracy(model, data)))
     (a, first, right), (b, second, also) = states
     assert (a, right) == (b, also)
@@ -187,6 +191,23 @@ def test_the_rows_of_training_are_what_they_were():
         rows = torch.randint(50, (4,), generator=generator)
         torch.randint(-1, 2, (2, 4), generator=generator)
         assert batch == data.images[rows, 0, 0, 0].tolist()
+
+
+def test_the_next_batch_is_decoded_while_a_step_is_computed_and_no_more(lazy, monkeypatch):
+    seen, read, steps = [], lazy.images.decoder.pixels, []
+    monkeypatch.setattr(type(lazy.images.decoder), "pixels", lambda _, number: seen.append(number) or read(number))
+    object.__setattr__(lazy.images, "kept", Kept(0))
+
+    def loss(model, images, labels):
+        steps.append(len(images))
+        due, late = 4 * min(len(steps) + 1, 6), time.monotonic() + 20
+        while len(seen) < due and time.monotonic() < late:
+            time.sleep(0.001)
+        assert len(seen) == due
+        return model(images).square().mean()
+
+    train(small_vit(), lazy, TrainingConfig(steps=6, batch_size=4), generator=torch.Generator(), loss=loss)
+    assert (steps, len(seen)) == ([4] * 6, 24)
 
 
 def test_predictions_and_statistics_go_batch_by_batch(lazy, eager):
@@ -238,7 +259,11 @@ def test_a_file_that_is_cut_off_is_named_when_its_turn_comes(tmp_path):
     lazy = load_images(large(tmp_path))[0]
     place = [str(path).endswith("04x.png") for path in lazy.images.decoder.paths].index(True)
     lazy.images[[each for each in range(13) if each != place]]
-    for read in (lambda: lazy.images[[0, place]], lambda: list(lazy.images.split(4))):
+
+    def trained():
+        train(small_vit(), lazy.resized((16, 16)), TrainingConfig(steps=20), generator=torch.Generator())
+
+    for read in (lambda: lazy.images[[0, place]], lambda: list(lazy.images.split(4)), trained):
         with pytest.raises(FileFormatError, match="b/04x.png: not a readable image .*replace it or remove it"):
             read()
 

@@ -146,6 +146,24 @@ def test_the_summary_shows_everybody():
     assert list(lines) == ["client 0", "node 77", "client 2", "ensemble", "student"]
 
 
+@pytest.mark.parametrize(
+    ("own", "start", "says"),
+    [
+        ("random", "own", "random"),
+        ("pretrained", "pretrained", "pretrained (timm)"),
+        ("file", "own", "pretrained (file)"),
+        ("file", "average", "clients' average"),
+        ("pretrained", "statistics", "pretrained (timm), head by class statistics"),
+    ],
+)
+def test_the_summary_tells_where_models_started(own, start, says):
+    clients = [{**REPORT["clients"][0], "start": "file"}, {**REPORT["clients"][2], "start": None}]
+    text = summary({**REPORT, "clients": clients, "start": start, "student": {**REPORT["student"], "start": own}})
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") > 3]
+    assert [row[2] for row in rows[:2]] == ["pretrained (file)", ""]
+    assert " ".join(row[2] for row in rows[3:]) == says  # the student's row and what goes on below it
+
+
 def test_the_summary_tells_what_was_saved():
     text = " ".join(summary(REPORT).split())
     assert "seconds: train 1.2, inversion 10.0, distillation 2.0, total 13.2" in text

@@ -21,9 +21,13 @@ def student_of(tmp_path, overrides):
 
 
 @pytest.mark.parametrize("alone", ["strategy.distillation=false", "distillation.steps=0"])
-def test_class_statistics_alone_are_those_of_all_images_in_one_place(tmp_path, alone):
-    """Four architectures, none the student's; nothing is inverted."""
+def test_class_statistics_alone_are_those_of_all_images_in_one_place(tmp_path, monkeypatch, alone):
+    """Four architectures, none the student's; nothing is inverted, and nobody trains."""
+    monkeypatch.setattr("clients.app.train", lambda *_, **__: pytest.fail("trained"))
     report, found = student_of(tmp_path, f"{STATISTICS} {alone}")
+    assert {each["admitted"] for each in report["clients"]} == {True}
+    assert {each[key] for each in report["clients"] for key in ("train_loss", "test_accuracy", "start")} == {None}
+    assert report["ensemble"]["test_accuracy"] is None
     settings = load_settings(CONF, STATISTICS)
     expected, shared = build_seeded(settings.model.student, settings.seed).eval(), digits()[0]
     put_head(expected, discriminant(class_statistics(expected, [(shared.images, shared.labels)])))
@@ -33,6 +37,12 @@ def test_class_statistics_alone_are_those_of_all_images_in_one_place(tmp_path, a
     assert (report["inversion"], report["distillation"]["steps"], report["distillation"]["kept"]) == (None, 0, "start")
     assert report["student"]["test_accuracy"] > 0.5  # the start is of random weights
     assert not (tmp_path / "out" / "synthetic.png").exists()
+
+
+def test_clients_that_did_not_train_measure_the_student_alone(tmp_path):
+    found = run(tmp_path, f"{STATISTICS} distillation.steps=0 evaluation=clients")["evaluation"]["mean"]
+    assert found["student_accuracy"] > 0.5
+    assert found["own_accuracy"] is None
 
 
 def test_the_average_alone_is_fedavgs(tmp_path):

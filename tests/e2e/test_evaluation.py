@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +14,21 @@ from PIL import Image
 from rich.console import Console
 
 from clients.app import app as client_app
+from clients.evaluation import answers
 from clients.node import NodeConfig, node_of, node_split
 from server.run import FederatedRun
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import join_overrides, load_settings
+from smi_fed.data import DataConfig, shared_images
+from smi_fed.data.lazy_images import Kept
 from smi_fed.files import load_tensors
 from smi_fed.models import build_model
 from smi_fed.report import load_student, print_summary
 from smi_fed.strategies.evaluation import NOTHING
+from smi_fed.training import predict
 from tests.e2e.test_owners import ARCH, CONF, HOSPITALS, by_name, owners, simulated, write_digits
+from tests.models import small_vit
 
 NONE = ["experiment=smoke", "data.source=none", "data.test_fraction=0.25"]
 
@@ -76,6 +83,21 @@ def test_each_owner_measures_on_its_own_held_out_images(finished):
         "St Mary's": 24, "Hôpital Nord": 18, "Charité": 24,
     }  # fmt: skip
     assert (kinds.count(MessageType.TRAIN), kinds.count(MessageType.EVALUATE)) == (6, 6)
+
+
+def test_images_are_decoded_once_for_models_of_one_size(places):
+    data = shared_images(DataConfig(source="folder", name=str(places["Charité"]), image_size=128, memory=1))[0]
+    pixels, decoded = data.images.decoder.pixels, []
+    decoder = SimpleNamespace(check=lambda _: None, pixels=lambda number: decoded.append(number) or pixels(number))
+    data = replace(data, images=replace(data.images, decoder=decoder, kept=Kept(0)))
+    models = [small_vit(seed, in_chans=1, img_size=side) for seed, side in enumerate((16, 16, 8))]
+    for some, sizes in ((models[:2], 1), (models, 2)):
+        found = answers(some, data, batch_size=7)
+        assert sorted(decoded) == sorted(sizes * data.images.numbers.tolist())
+        decoded.clear()
+        for own, model in zip(found, some, strict=True):
+            assert torch.equal(own, predict(model, data.resized(model.image_size).images[:]).argmax(1))
+        decoded.clear()
 
 
 def test_the_student_and_the_owners_newest_model_are_what_was_measured(finished, places):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from clients.app import app as client_app
 from clients.app import train_round
@@ -20,6 +20,7 @@ from smi_fed.data import load_images
 from smi_fed.models import build_seeded
 from smi_fed.report import load_student
 from tests.e2e.test_app import CONF, nodes
+from tests.e2e.test_owners import ask
 
 NAMES = ("vit_p4_w64_d2", "vit_p8_w96_d3", "vit_p4_w48_d3", "vit_p8_w64_d4")
 
@@ -52,6 +53,16 @@ def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
     text = (tmp_path / "out" / "report.json").read_text()
     assert "safetensors" not in text
     load_student(tmp_path / "out" / "student.safetensors")
+
+
+def test_where_class_statistics_are_all_a_client_sends_no_weights_of_its_own(starts):
+    only = ["strategy.start=statistics", "distillation.steps=0", "client.minimum_examples=2"]
+    content = ask({"source": "digits", "arch": NAMES[0]}, [*starts.split()[1:], *only]).content
+    own = load_file(next(word for word in starts.split() if NAMES[0] in word).partition("=")[2])
+    sent = content["arrays"].to_torch_state_dict()
+    assert {f"backbone.{key}" for key in own} == sent.keys()
+    assert not torch.equal(sent["backbone.patch_embed.proj.weight"], own["patch_embed.proj.weight"])
+    assert content["class-statistics"]["counts"].numpy().sum() == content["metrics"]["num-examples"] == 1797
 
 
 def request(student, model, server_round=1):

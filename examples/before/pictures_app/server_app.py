@@ -1,4 +1,4 @@
-"""The ServerApp: FedAdam, and a test of every round's global model."""
+"""The ServerApp: FedAvg, and a test of every round's global model."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAdam
+from flwr.serverapp.strategy import FedAvg
 
-from digits_app.task import load_split, make_model, test
+from pictures_app.task import load_folder, make_model, test
 
 app = ServerApp()
 
@@ -17,22 +17,23 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds and write down what each round's global model can do."""
     torch.manual_seed(0)
-    model = make_model(context.run_config["patch-size"])
-    _, images, _, labels = load_split()
+    config = context.run_config
+    images = load_folder(Path(config["data"], "test"), config["image-size"])
+    model = make_model(config["model"], config, images.classes)
 
     def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = test(model, images, labels)
+        loss, accuracy = test(model, images)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    strategy = FedAdam(eta=1.0, tau=0.1)
+    strategy = FedAvg()
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
-        num_rounds=context.run_config["rounds"],
+        num_rounds=config["rounds"],
         evaluate_fn=evaluate,
     )
     history = {number: dict(metrics) for number, metrics in result.evaluate_metrics_serverapp.items()}
     print("test set, by round:", json.dumps(history))
-    if context.run_config["output"]:
-        Path(context.run_config["output"]).write_text(json.dumps(history), encoding="utf-8")
+    if config["output"]:
+        Path(config["output"]).write_text(json.dumps(history), encoding="utf-8")

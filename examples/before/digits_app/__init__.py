@@ -1,1 +1,0 @@
-"""FedAdam on scikit-learn's digits."""

@@ -1,0 +1,1 @@
+"""FedAvg of a pretrained ViT, fine-tuned on folders of images."""

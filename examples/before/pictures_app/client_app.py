@@ -1,0 +1,35 @@
+"""The ClientApp: fine-tune and evaluate on the client's own images."""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from pictures_app.task import fit, load_part, make_model, test
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Fine-tune on this client's images."""
+    number, config, images = context.node_config["partition-id"], context.run_config, load_part(context)
+    torch.manual_seed(number)
+    model = make_model(config["model"], config, images.classes)
+    arrays: ArrayRecord = message.content["arrays"]
+    model.load_state_dict(arrays.to_torch_state_dict())
+    loss = fit(model, images, config["local-steps"])
+    metrics = MetricRecord({"num-examples": len(images), "train_loss": loss})
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's images."""
+    config, images = context.run_config, load_part(context)
+    model = make_model(config["model"], config, images.classes)
+    arrays: ArrayRecord = message.content["arrays"]
+    model.load_state_dict(arrays.to_torch_state_dict())
+    loss, accuracy = test(model, images)
+    metrics = MetricRecord({"num-examples": len(images), "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
