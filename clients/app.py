@@ -14,8 +14,8 @@ from flwr.clientapp import ClientApp
 
 from clients.evaluation import measure
 from clients.node import Node, NodeConfig, node_images, node_of, telling
-from clients.rounds import OwnModels, TrainRequest, loss_of, statistics_of_start
-from smi_fed.checks import SettingError
+from clients.rounds import OwnModels, TrainRequest, loss_of, statistics_of_start, statistics_of_student
+from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
 from smi_fed.devices import choose_device
@@ -23,6 +23,7 @@ from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
 from smi_fed.strategies.evaluation_records import pack_evaluation
+from smi_fed.strategies.finishing import ACTION, pack_answer
 from smi_fed.strategies.records import clean_name, pack_reply
 from smi_fed.tokens import is_token_model
 from smi_fed.training import train
@@ -49,6 +50,23 @@ def evaluate_and_reply(message: Message, context: Context) -> Message:
         request, own = TrainRequest(message, settings.model.student), OwnModels(context, node.number)
         measured = measure(settings, node, request, own, client_device(settings)[0])
         return Message(pack_evaluation(measured), reply_to=message)
+
+
+@app.query(ACTION)
+def show_to_student(message: Message, context: Context) -> Message:
+    """Class statistics of what the finished student sees in the node's images, where the run ends with that.
+
+    Raises:
+        SettingError: the run's settings do not say so.
+    """
+    settings, node = _begin(context)
+    with telling(node.name):
+        finish = settings.strategy.finish
+        require(finish == "statistics", "strategy.finish", finish, "statistics, for a server that asks for them")
+        images, _, spec = node_images(settings, node, settings.model.of_client(node.number, node.arch))
+        request, device = TrainRequest(message, settings.model.student), client_device(settings)[0]
+        known = statistics_of_student(settings, request, spec, images, device)
+        return Message(pack_answer(node.name, known), reply_to=message)
 
 
 def _begin(context: Context) -> tuple[Settings, Node]:

@@ -94,7 +94,16 @@ def loss_of(settings: Settings, model: Classifier, request: TrainRequest) -> Los
 def statistics_of_start(
     settings: Settings, request: TrainRequest, spec: ModelSpec, images: ImageSet, device: torch.device
 ) -> ClassStatistics | None:
-    """In round 1 what the student that came sees in this client's images, where the run starts from that.
+    """In round 1 what the student that came sees in this client's images, where the run starts from that."""
+    if settings.strategy.start != "statistics" or request.round > 1:
+        return None
+    return statistics_of_student(settings, request, spec, images, device)
+
+
+def statistics_of_student(
+    settings: Settings, request: TrainRequest, spec: ModelSpec, images: ImageSet, device: torch.device
+) -> ClassStatistics | None:
+    """What the student that came sees in this client's images; None where no class has enough of them.
 
     Classes of fewer than `client.minimum_examples` images are left out: their sums would tell of single images.
 
@@ -102,8 +111,6 @@ def statistics_of_start(
         spec: of the client's model, whose classes label the images.
         images: at any size.
     """
-    if settings.strategy.start != "statistics" or request.round > 1:
-        return None
     least = settings.client.minimum_examples
     rows = common_classes(images.labels, least)
     if not len(rows):

@@ -8,6 +8,7 @@ import torch
 
 from smi_fed.alignment import class_positions, union_of_classes
 from smi_fed.checks import SettingError, require
+from smi_fed.class_statistics import linear_head
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
 from smi_fed.settings import Settings
 from smi_fed.starts import same_architecture
@@ -48,6 +49,8 @@ def _check_model(settings: Settings, key: str, spec: ModelSpec) -> None:
         raise error.under(f"model.{key}") from error
     _check_trainable(settings, key, model)
     channels, size, of_data = len(model.mean), model.image_size, (data.image_size,) * 2
+    if key == "student" and settings.strategy.finish == "statistics":
+        linear_head(model)
     # Clients show their models images at their own size; the test split has the data's.
     require(key != "student" or size == of_data, "model.student.image_size", size, f"data.image_size, {of_data}")
     require(channels == data.channels, f"model.{key}.kwargs.in_chans", channels, f"data.channels, {data.channels}")

@@ -56,6 +56,7 @@ def build(
             "parameters": count_parameters(student),
             "test_accuracy": scores[-1]["student_test_accuracy"],
         },
+        "finish": None,
         "inversion": None,
         "distillation": None,
         "rounds": [_brief(score) for score in scores],
@@ -76,6 +77,14 @@ def build(
         found["pool"] = {"reused": sum(record.reused for record in records)}
         found["rounds"] = [score | _round(record) for score, record in zip(found["rounds"], records, strict=True)]
     return found
+
+
+def with_finish(found: dict[str, Any], finished: dict[str, Any]) -> dict[str, Any]:
+    """A report whose student has its last head; what it was before stands with its round."""
+    after = finished["after"]
+    told = {key: finished[key] for key in ("head", "clients", "missing")}
+    student = found["student"] | {"test_accuracy": after["student_test_accuracy"]}
+    return found | {"student": student, "evaluation": after["evaluation"], "finish": told}
 
 
 def _brief(score: dict[str, Any]) -> dict[str, Any]:

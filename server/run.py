@@ -24,10 +24,11 @@ from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
-from smi_fed.models import architecture_of, build_model, build_seeded
+from smi_fed.models import Classifier, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.evaluation import in_words, summary
+from smi_fed.strategies.finishing import finish
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
@@ -64,6 +65,7 @@ class FederatedRun:
         self.evaluation = FederatedEvaluation(outer, settings.model.student.num_classes, most) if asks else None
         self.started = time.perf_counter()
         self.scores: list[dict[str, Any]] = self._earlier_scores()
+        self.finished: dict[str, Any] | None = None
         self.earlier = self.scores[-1]["seconds"] if self.scores else 0.0
 
     @property
@@ -107,9 +109,12 @@ class FederatedRun:
         for name in ("report.json", "student.safetensors", "evaluation.png"):
             (self.output / name).unlink(missing_ok=True)
         try:
-            self._rounds(WatchingGrid(grid))
+            grid = WatchingGrid(grid)
+            self._rounds(grid)
             if not self.scores:
                 raise RuntimeError(f"{self.settings.strategy.name} aggregated no round; its own log says why")
+            if self.settings.strategy.finish == "statistics":
+                self._finish(grid)
             finished = self._report()
             self._write(finished)
         except BaseException as error:
@@ -144,6 +149,17 @@ class FederatedRun:
             timeout=timeout,
             evaluate_fn=self._evaluate,
         )
+
+    def _finish(self, grid: Grid) -> None:
+        """Give the last round's student its last head, and measure it again."""
+        before, timeout = self.scores[-1], self.settings.strategy.timeout
+        done = finish(self.student, grid, before["round"], self.settings.admission, timeout)
+        arrays = ArrayRecord(_cpu(self.student))
+        if self.evaluation is not None:
+            self.evaluation.again(before["round"], arrays, grid, timeout)
+        self._score(before["round"], arrays)
+        after = self.scores.pop()
+        self.finished = {"head": "statistics", "clients": list(done.clients), "missing": done.missing, "after": after}
 
     def _evaluate_last(self, arrays: ArrayRecord, grid: Grid) -> None:
         """The student of the round after which the run was killed, which may not have been scored any more."""
@@ -192,7 +208,8 @@ class FederatedRun:
     def _report(self) -> dict[str, Any]:
         total = self.earlier + time.perf_counter() - self.started
         records = [] if self.strategy is None else self.strategy.rounds
-        return reporting.build(self.settings, records, self.scores, self.student, self.test, str(self.device), total)
+        found = reporting.build(self.settings, records, self.scores, self.student, self.test, str(self.device), total)
+        return found if self.finished is None else reporting.with_finish(found, self.finished)
 
     def _write(self, finished: dict[str, Any]) -> None:
         report.save_student(self.output / "student.safetensors", self.student)
@@ -209,6 +226,10 @@ class FederatedRun:
         own = self.test.class_names if self.test is not None else None
         theirs = next((teacher.spec.class_names for record in last for teacher in record.teachers), None)
         return student.class_names or own or theirs or [str(label) for label in range(student.num_classes)]
+
+
+def _cpu(model: Classifier) -> dict[str, Any]:
+    return {key: value.cpu() for key, value in model.state_dict().items()}
 
 
 def _identity(settings: Settings) -> dict[str, str]:

@@ -151,3 +151,9 @@ def merged(parts: Sequence[ClassStatistics]) -> ClassStatistics:
     for part in parts[1:]:
         total = total + part
     return total
+
+
+def capped(known: ClassStatistics, images: float) -> ClassStatistics:
+    """Statistics that weigh no more than so many images."""
+    share = min(1.0, images / max(1.0, float(known.counts.sum())))
+    return ClassStatistics(share * known.counts, share * known.sums, share * known.moments)

@@ -218,6 +218,10 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
                       _percent(report["ensemble"]["test_accuracy"]))  # fmt: skip
     student = report["student"]
     start, accuracy = _started(student.get("start"), report.get("start")), _percent(student["test_accuracy"])
+    if report.get("finish"):
+        before = _percent(report["rounds"][-1]["student_test_accuracy"])
+        table.add_row("as distilled", student["architecture"], start, "", before)
+        start = "its last head by class statistics"
     table.add_row("student", student["architecture"], start, "", accuracy, style="bold")
     console.print(table)
     if report.get("evaluation"):

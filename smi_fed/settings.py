@@ -129,6 +129,8 @@ class StrategyConfig:
             same, and an error where model.student.start is another) | average (of the clients'
             models of its architecture, by examples) | statistics (as model.student.start says, and its
             head from class statistics of all clients, see `smi_fed.class_statistics`).
+        finish: what the last round's student is given: own (nothing) | statistics (a head from class statistics of
+            its own features, which every client sends in one more message).
         rounds: federated rounds.
         timeout: seconds to wait for the replies of a round.
         min_nodes: nodes to wait for before a round starts.
@@ -140,6 +142,7 @@ class StrategyConfig:
     projection: Literal["ensemble", "per_teacher"] = "ensemble"
     refine: Flag = False
     start: Start = "own"
+    finish: Literal["own", "statistics"] = "own"
     rounds: Count = 1
     timeout: Positive = 3600.0
     min_nodes: Count = 2

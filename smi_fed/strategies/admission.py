@@ -80,8 +80,9 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     examples, counts = check_counts(claim, spec.num_classes)
     statistics = read_statistics(claim, model) if claim.statistics else None
     classes = class_positions(spec, expected.student)
-    asked = claim.class_statistics and expected.features
-    sums = read_class_statistics(claim, expected, classes, counts or (examples,) * spec.num_classes) if asked else None
+    sums, most = None, counts or (examples,) * spec.num_classes
+    if claim.class_statistics and expected.features:
+        sums = read_class_statistics(claim.class_statistics, claim.num_examples, expected, classes, most)
     known = expected.student.num_classes
     return TrainedTeacher(claim.name, model, examples, counts, statistics, classes, known, sums)
 
@@ -239,11 +240,12 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
 
 
 def read_class_statistics(
-    claim: Claim, expected: Expectation, classes: Sequence[int], counts: Sequence[int]
+    arrays: Mapping[str, Array], examples: float, expected: Expectation, classes: Sequence[int], counts: Sequence[int]
 ) -> ClassStatistics:
     """Class statistics that some images have.
 
     Args:
+        examples: most images of all classes together.
         classes: for each of the client's classes its index among the student's.
         counts: most examples of each.
 
@@ -253,7 +255,7 @@ def read_class_statistics(
     number, width = expected.student.num_classes, expected.features
     shapes = {"counts": (number,), "sums": (number, width), "moments": (width, width)}
     like = {key: torch.empty(shape, dtype=torch.float64, device="meta") for key, shape in shapes.items()}
-    known = ClassStatistics(**check_arrays(claim.class_statistics, like))
+    known = ClassStatistics(**check_arrays(arrays, like))
     most, total = torch.zeros_like(known.counts), float(known.counts.sum())
     most[list(classes)] = torch.tensor(counts, dtype=most.dtype)
     wrong = (known.counts != known.counts.round()) | (known.counts < 0) | (known.counts > most)
@@ -262,8 +264,8 @@ def read_class_statistics(
         raise BadReplyError(
             f"class statistics of class {place} are of {got} images, expected an int from 0 to {allowed}"
         )
-    if total > claim.num_examples:
-        raise BadReplyError(f"class statistics are of {total} images, expected at most {claim.num_examples}")
+    if total > examples:
+        raise BadReplyError(f"class statistics are of {total} images, expected at most {examples}")
     if bool(known.sums[known.counts == 0].any()):
         raise BadReplyError("class statistics have sums of a class without images, expected 0")
     _check_moments(known, total)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_integer, is_number
+from smi_fed.class_statistics import linear_head
 from smi_fed.models import Classifier, ModelSpec
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.registry import registered
@@ -45,6 +46,11 @@ class Expectation:
     def of(cls, student: Classifier) -> Expectation:
         """What the student expects."""
         return cls(student.spec, len(student.mean))
+
+    @classmethod
+    def with_features(cls, student: Classifier) -> Expectation:
+        """The same where class statistics are asked for; raises SettingError for a student without one linear head."""
+        return replace(cls.of(student), features=linear_head(student).in_features)
 
 
 def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> ModelSpec:

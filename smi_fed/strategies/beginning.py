@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.alignment import interchangeable
-from smi_fed.class_statistics import ClassStatistics, discriminant, merged, put_head
+from smi_fed.class_statistics import capped, discriminant, merged, put_head
 from smi_fed.models import Classifier
 from smi_fed.strategies.round_record import describe
 from smi_fed.teachers import TrainedTeacher
@@ -61,7 +61,7 @@ def _like(mean: Tensor, weight: Tensor) -> Tensor:
 
 def _put_discriminant(student: Classifier, teachers: Iterable[TrainedTeacher]) -> None:
     """The linear discriminant of all clients' class statistics as the student's head."""
-    parts = [_capped(t.class_statistics, t.num_examples) for t in teachers if t.class_statistics is not None]
+    parts = [capped(t.class_statistics, t.num_examples) for t in teachers if t.class_statistics is not None]
     known = merged(parts) if parts else None
     if known is None or not known.counts.sum():
         raise NoStartError(
@@ -71,9 +71,3 @@ def _put_discriminant(student: Classifier, teachers: Iterable[TrainedTeacher]) -
     log.info("the student's head is the discriminant of %d clients' class statistics", len(parts))
     if missing := (known.counts == 0).nonzero()[:, 0].tolist():
         log.warning("no client sent statistics of the classes %s: the student's start never names them", missing)
-
-
-def _capped(known: ClassStatistics, examples: int) -> ClassStatistics:
-    """Statistics that weigh no more than the examples that are believed."""
-    share = min(1.0, examples / max(1.0, float(known.counts.sum())))
-    return ClassStatistics(share * known.counts, share * known.sums, share * known.moments)

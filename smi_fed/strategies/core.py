@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from smi_fed.checks import SettingError
-from smi_fed.class_statistics import linear_head
 from smi_fed.distillation import DistillationRecord
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
@@ -86,8 +85,8 @@ class Core:
         self.seconds = 0.0
 
     def _expected(self) -> Expectation:
-        known = Expectation.of(self.student)
-        return replace(known, features=linear_head(self.student).in_features) if self.start == "statistics" else known
+        of = Expectation.with_features if self.start == "statistics" else Expectation.of
+        return of(self.student)
 
     def _identity(self) -> dict[str, str]:
         """All that decides the student, by name."""

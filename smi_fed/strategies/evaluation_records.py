@@ -19,6 +19,7 @@ from smi_fed.strategies.records import (
     SCHEMA_VERSION,
     BadReplyError,
     clean_name,
+    require_schema,
 )
 
 CONFIG = "config"
@@ -63,8 +64,7 @@ def read_evaluation(content: RecordDict, classes: int, most: int) -> Measured:
         raise BadReplyError(
             f"the reply has no numbers {METRICS!r} with {MODEL!r} beside them; it has {sorted(content)}"
         )
-    if who.get(SCHEMA) != SCHEMA_VERSION:
-        raise BadReplyError(f"the reply's schema version is {who.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
+    require_schema(who)
     total = _counts({key: metrics[key] for key in KEYS.values() if key in metrics}, most)
     lists = {key: metrics[f"{BY_CLASS}{key}"] for key in KEYS.values() if f"{BY_CLASS}{key}" in metrics}
     rows = _rows(lists, classes, most) if lists else None

@@ -202,8 +202,7 @@ def read_reply(content: RecordDict) -> Claim:
         raise BadReplyError("the reply's records are not of the expected kinds")
     if not isinstance(statistics, ArrayRecord) or not isinstance(sums, ArrayRecord):
         raise BadReplyError(f"the record {STATISTICS!r} or {CLASS_STATISTICS!r} is not of arrays")
-    if model.get(SCHEMA) != SCHEMA_VERSION:
-        raise BadReplyError(f"the reply's schema version is {model.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
+    require_schema(model)
     num_examples, loss, counts = metrics.get(NUM_EXAMPLES), metrics.get(TRAIN_LOSS, 0.0), metrics.get(LABEL_COUNTS)
     for key, value in ((NUM_EXAMPLES, num_examples), (TRAIN_LOSS, loss)):
         if not is_number(value):
@@ -227,6 +226,12 @@ def read_reply(content: RecordDict) -> Claim:
         },
         class_statistics=sums,
     )
+
+
+def require_schema(who: ConfigRecord) -> None:
+    """Raise BadReplyError for a reply of a schema that is not known; both versions are named."""
+    if who.get(SCHEMA) != SCHEMA_VERSION:
+        raise BadReplyError(f"the reply's schema version is {who.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
 
 
 def clean_name(name: str) -> str:

@@ -23,7 +23,8 @@ TINY = "{depth: 1, embed_dim: 24, num_heads: 2, init_values: 1.0}"
 WORDS = [
     "model.clients.vit_s.start=null", "model.student.start=null", f"+model.clients.vit_s.kwargs={TINY}",
     f"+model.student.kwargs={TINY}", "model.clients.vit_s.image_size=28", "model.student.image_size=28",
-    "data.image_size=28", "client.training.epochs=1.0", "client.training.trainable=all", "client.training.layer_decay=1.0",
+    "data.image_size=28", "client.training.epochs=1.0", "client.training.trainable=all",
+    "client.training.layer_decay=1.0",
     "client.minimum_examples=2", "server.images_per_teacher=4", "inversion.iterations=4", "server.device=cpu",
     "inversion.schedule='1:0.25,2:0.33,3:0.5'", "inversion.parametrisation.levels=[4,7]", "distillation.trainable=all",
     "distillation.steps=2", "distillation.batch_size=4",
