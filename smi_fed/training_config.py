@@ -53,7 +53,7 @@ class TrainingConfig:
             adamw, and vectors are not decayed.
         balanced: draw each class as often as any other.
         augmentation: none | standard | randaugment, see `smi_fed.augmentation`.
-        precision: float32 | bfloat16 (autocast; the weights stay as they are).
+        precision: float32 | bfloat16 (autocast, in a distillation of the teachers too; the weights stay as they are).
         validation: share of the images that is not trained on but says when to stop, in [0, 1);
             the weights at its lowest loss are kept. 0 trains to the end.
         patience: so many looks, one after each epoch, without a lower loss end the training.

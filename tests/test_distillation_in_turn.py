@@ -41,6 +41,25 @@ def test_the_length_of_a_block_changes_nothing(monkeypatch, length, tokens):
     assert same_weights(taught(images, teachers, config), expected)
 
 
+def test_where_views_stay_the_same_each_image_is_asked_of_once(monkeypatch):
+    images, config = [sparse(5, seed=1), sparse(6, seed=2)], replace(CONFIG, mixup=0.0, jitter=0)
+    asked = []
+
+    def teacher():
+        model = small_vit(1)
+        model.register_forward_hook(lambda _model, given, _output: asked.append(len(given[0])))
+        return model
+
+    once = taught(images, [teacher()], config)
+    assert sum(asked) == 11
+    asked.clear()
+    monkeypatch.setattr(DistillationConfig, "same_views", False)
+    each_time = taught(images, [teacher()], config)
+    assert sum(asked) == 7 * 4
+    for key, value in each_time.items():
+        torch.testing.assert_close(once[key], value, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_stored_teaches_the_same_and_is_there_one_at_a_time(tmp_path):
     images = [sparse(5, seed=1), sparse(3, seed=2), sparse(4, seed=3)]
     models = [small_vit(seed) for seed in range(3)]

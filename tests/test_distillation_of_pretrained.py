@@ -45,7 +45,7 @@ def test_teacher_and_student_see_the_same_random_views(augmentation):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in student.state_dict().items())
 
 
-def test_bfloat16_is_the_students_alone():
+def test_teachers_and_student_compute_in_bfloat16_and_the_loss_does_not():
     seen, teacher, student = {}, small_vit(seed=1), small_vit()
     for name, model in (("teacher", teacher), ("student", student)):
 
@@ -54,7 +54,8 @@ def test_bfloat16_is_the_students_alone():
 
         model.backbone.blocks[0].mlp.fc1.register_forward_hook(watch)
     distill(student, [teacher], targeted(12), replace(HEAD, precision="bfloat16"), generator=seeded())
-    assert seen == {"teacher": torch.float32, "student": torch.bfloat16}
+    assert seen == {"teacher": torch.bfloat16, "student": torch.bfloat16}
+    assert {weight.dtype for weight in (*teacher.parameters(), *student.parameters())} == {torch.float32}
 
 
 def test_what_is_held_out_is_never_taught_and_classes_are_even():
