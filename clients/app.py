@@ -15,13 +15,14 @@ from flwr.clientapp import ClientApp
 from clients.evaluation import measure
 from clients.node import Node, NodeConfig, node_images, node_of, telling
 from clients.rounds import OwnModels, TrainRequest, loss_of, statistics_of_start, statistics_of_student
-from smi_fed.checks import SettingError, require
+from smi_fed.checks import require
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
 from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
+from smi_fed.starts import naming_start
 from smi_fed.strategies.evaluation_records import pack_evaluation
 from smi_fed.strategies.finishing import ACTION, pack_answer
 from smi_fed.strategies.records import clean_name, pack_reply
@@ -39,7 +40,9 @@ def train_and_reply(message: Message, context: Context) -> Message:
     """Train on the node's own images and reply with weights, spec and what settings allow to tell."""
     settings, node = _begin(context)
     with telling(node.name):
-        return _reply(settings, node, message, context)
+        arch = settings.model.name_of_client(node.number, node.arch)
+        with naming_start(f"model.clients.{arch}"):
+            return _reply(settings, node, settings.model.clients[arch], message, context)
 
 
 @app.evaluate()
@@ -78,8 +81,7 @@ def _begin(context: Context) -> tuple[Settings, Node]:
         return settings, node_of(settings, NodeConfig.of(context.node_config), context.node_id)
 
 
-def _reply(settings: Settings, node: Node, message: Message, context: Context) -> Message:
-    spec = settings.model.of_client(node.number, node.arch)
+def _reply(settings: Settings, node: Node, spec: ModelSpec, message: Message, context: Context) -> Message:
     images, _, spec = node_images(settings, node, spec)
     data = images.loaded() if settings.clients_train else images
     settings = replace(settings, data=node.data)
@@ -142,15 +144,8 @@ def train_round(
 
 
 def client_device(settings: Settings) -> tuple[torch.device, str]:
-    """Where this client computes, and why.
-
-    Raises:
-        SettingError: a device that is not there.
-    """
-    try:
-        return choose_device(settings.client.device)
-    except SettingError as error:
-        raise error.under("client") from error
+    """Where this client computes, and why; raises as `choose_device`."""
+    return choose_device(settings.client.device, "client.device")
 
 
 def own_images(settings: Settings, number: int, partitions: int, spec: ModelSpec) -> ImageSet:

@@ -26,6 +26,7 @@ from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory, write_json
 from smi_fed.models import Classifier, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
+from smi_fed.starts import naming_start
 from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.evaluation import in_words, summary
 from smi_fed.strategies.finishing import finish
@@ -54,12 +55,13 @@ class FederatedRun:
         self.settings = settings
         self.output = writable_directory(output.expanduser().absolute())
         self.image_directory = writable_directory(self.output / "synthetic")
-        self.device, reason = choose_device(settings.server.device)
+        self.device, reason = choose_device(settings.server.device, "server.device")
         log.info("device: %s (%s)", self.device, reason)
         check_models(settings)
         self.test = test_images(settings)
         self.inner = build_inner(settings)
-        self.strategy = self._wrap() if settings.strategy.wraps else None
+        with naming_start("model.student"):
+            self.strategy = self._wrap() if settings.strategy.wraps else None
         outer, most = self.strategy or self.inner, settings.admission.max_examples
         asks = settings.clients_evaluate
         self.evaluation = FederatedEvaluation(outer, settings.model.student.num_classes, most) if asks else None
@@ -133,7 +135,8 @@ class FederatedRun:
     def _rounds(self, grid: Grid) -> None:
         rounds, timeout = self.settings.strategy.rounds, self.settings.strategy.timeout
         if self.strategy is None:
-            student = build_seeded(self.settings.model.student, self.settings.seed)
+            with naming_start("model.student"):
+                student = build_seeded(self.settings.model.student, self.settings.seed)
             arrays = ArrayRecord(student.state_dict())  # type: ignore[arg-type]
             (self.evaluation or self.inner).start(
                 grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=self._evaluate

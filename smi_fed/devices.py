@@ -7,8 +7,11 @@ import torch
 from smi_fed.checks import require
 
 
-def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+def choose_device(name: str = "auto", key: str = "device") -> tuple[torch.device, str]:
     """(device, the reason for it in words).
+
+    Args:
+        key: of the setting, for messages.
 
     Raises:
         SettingError: a device that is unknown or not there.
@@ -23,8 +26,8 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    require(device is not None and device.type in ("cpu", "cuda"), "device", name, "auto | cpu | cuda | cuda:N")
+    require(device is not None and device.type in ("cpu", "cuda"), key, name, "auto | cpu | cuda | cuda:N")
     assert device is not None
     there = device.type == "cpu" or (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count())
-    require(there, "device", name, "a device that this machine has (auto chooses one)")
+    require(there, key, name, "a device that this machine has (auto chooses one)")
     return device, "asked for by the configuration"

@@ -49,15 +49,18 @@ class ModelsConfig:
         require(len(self.clients) > 0, "clients", self.clients, "at least one architecture")
 
     def of_client(self, partition: int, arch: str | None = None) -> ModelSpec:
-        """The spec of a client.
+        """The spec of a client; raises as `name_of_client`."""
+        return self.clients[self.name_of_client(partition, arch)]
+
+    def name_of_client(self, partition: int, arch: str | None = None) -> str:
+        """What the architecture of a client is called in `clients`.
 
         Raises:
-            SettingError: an architecture that is not in `clients`.
+            SettingError: an architecture that is not there.
         """
-        if arch is not None:
-            require(arch in self.clients, "arch", arch, " | ".join(self.clients))
-            return self.clients[arch]
-        return list(self.clients.values())[partition % len(self.clients)]
+        names = list(self.clients)
+        require(arch is None or arch in names, "arch", arch, " | ".join(names))
+        return names[partition % len(names)] if arch is None else arch
 
 
 def _no_name(value: Any) -> Any:

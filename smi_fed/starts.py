@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
-from smi_fed.checks import require, require_choice
+from smi_fed.checks import SettingError, require, require_choice
 from smi_fed.spec import ModelSpec
 
 Start = Literal["own", "random", "pretrained", "average", "statistics"]
 STARTS: tuple[str, ...] = get_args(Start)
 FROM_CLIENTS = ("average", "statistics")
 """Those that are made of what clients sent in round 1."""
+
+
+_KWARGS = ("kwargs.checkpoint_path", "kwargs.pretrained")
 
 
 def start_of(spec: ModelSpec) -> str:
@@ -23,6 +28,15 @@ def start_of(spec: ModelSpec) -> str:
 def same_architecture(first: ModelSpec, second: ModelSpec) -> bool:
     """Whether both name the same model with the same arguments."""
     return (first.name, first.kwargs) == (second.name, second.kwargs)
+
+
+@contextmanager
+def naming_start(key: str) -> Iterator[None]:
+    """Put the key of a spec before an error about what its model starts from, which may lie on another machine."""
+    try:
+        yield
+    except SettingError as error:
+        raise (error.under(key) if error.key in ("start", *_KWARGS) else error) from error
 
 
 def check_start(start: str, student: ModelSpec, refine: bool) -> None:

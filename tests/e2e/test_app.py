@@ -168,7 +168,21 @@ def no_client(*_):
         ("inversion.iteratons=3", "inversion.iteratons: got '3', allowed: .*inversion.iterations"),
         ("inversion.schedule='1:1.0'", "inversion.schedule: got .* inside"),
         ("inversion=fastest", "inversion: got 'fastest', allowed: attention | dense"),
-        ("server.device=cuda:99", "device: got 'cuda:99'"),
+        ("server.device=cuda:99", "^server.device: got 'cuda:99', allowed: a device that this machine has"),
+        (
+            "data.source=folder data.name=/nowhere",
+            "data.name: got '/nowhere', allowed: a directory of class directories",
+        ),
+        ("data.source=folder data.name={empty}", "data.name: got '.*empty', allowed: .*; there are none"),
+        ("data.source=folder data.name={text}", "test/0/0.png: not a readable image .*replace it"),
+        (
+            "model.student.start={text}/test/0/0.png",
+            "^model.student.start: got '.*0.png', allowed: a whole file of tensors",
+        ),
+        (
+            "model=digits_homogeneous strategy.distillation=false model.student.start={text}/test/0/0.png",
+            "^model.student.start: got '.*0.png', allowed: a whole file of tensors",
+        ),
         ("model.student.name=vit_made_up", "model.student.name: got 'vit_made_up', allowed: a timm model name"),
         ("model.student.kwargs.patch_size=5", "model.student.patch_size: got 5, allowed: an int that divides"),
         ("model.clients.vit_p8_w96_d3.kwargs.embed_dim=7", "model.clients.vit_p8_w96_d3.kwargs: got"),
@@ -189,7 +203,14 @@ def no_client(*_):
     ],
 )
 def test_mistakes_are_refused_before_any_client_is_asked(tmp_path, override, says):
-    with pytest.raises(SettingError, match=says):
+    bad = {name: tmp_path / name for name in ("empty", "text")}
+    bad["empty"].mkdir()
+    for number in range(20):
+        path = bad["text"] / ("train", "test")[number % 2] / str(number // 2) / "0.png"
+        path.parent.mkdir(parents=True)
+        path.write_text("no image")
+    override = override.format(**bad) if "data.name" in override or "start=" in override else override
+    with pytest.raises((SettingError, FileNotFoundError, FileFormatError), match=says):
         FederatedRun(load_settings(CONF, override), tmp_path / "out").execute(InProcessGrid(no_client, nodes()))
 
 

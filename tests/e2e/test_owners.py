@@ -21,6 +21,8 @@ from smi_fed.data import digits
 from smi_fed.models import build_seeded
 from smi_fed.report import load_student, print_summary
 from smi_fed.strategies import TooFewTeachersError
+from smi_fed.strategies.records import clean_name
+from tests.models import small_vit
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NONE = ["experiment=smoke", "data.source=none", "data.test_fraction=0"]
@@ -121,6 +123,8 @@ def text_as_image(path):
     ("make", "config", "reason"),
     [
         (lambda path: None, {}, "data: got '.*', allowed: a directory of class directories; there are none"),
+        (lambda path: path.rmdir(), {}, "data: got '.*bad', allowed: a directory of class directories$"),
+        (lambda path: None, {"source": "manifest"}, "data: got '.*bad', allowed: .*CSV"),
         (lambda path: (path / "3").mkdir(), {}, r"data: got '.*', allowed: images \(.*\) of each class; .* of \['3'\]"),
         (lambda path: write_digits(path, "3", 2), {}, None),
         (lambda path: text_as_image(write_digits(path, "3", 1) / "3"), {}, "3/0.png: not a readable image"),
@@ -145,7 +149,31 @@ def test_bad_input_at_one_node_is_told_before_it_trains(tmp_path, monkeypatch, m
     monkeypatch.setattr("clients.app.train", lambda *args, **kwargs: trained.append(args) or 1.0)
     reply = ask({"data": str(bad), "arch": ARCH, "name": "bad", **config})
     assert (len(trained), reply.has_error()) == ((1, False) if reason is None else (0, True))
-    assert re.search(reason or "^$", reply.error.reason if reason else "")
+    name = clean_name(str(config.get("name", "bad")))
+    assert re.search(f"^NodeError: {name}: .*{reason}" if reason else "^$", reply.error.reason if reason else "")
+
+
+SOME = "+model.clients.some={name:vit_tiny_patch16_224,num_classes:2,class_names:['8','9'],kwargs:{in_chans:1}}"
+
+
+@pytest.mark.parametrize(
+    ("arch", "override", "reason"),
+    [
+        (ARCH, "client.device=cuda:99", "client.device: got 'cuda:99', allowed: a device that this machine has"),
+        (ARCH, "start=/no.pt", "KEY.start: got '/no.pt', allowed: pretrained, or a file of weights on this machine"),
+        (ARCH, "start=other.pt", r"KEY.start: got '.*other.pt', allowed: .*weight is \(72, 24\), expected \(288, 96\)"),
+        (ARCH, "start=text.pt", "KEY.start: got '.*text.pt', allowed: a whole file of tensors"),
+        ("some", SOME, r"data: got '.*3', allowed: images of the model's classes, \('8', '9'\)"),
+    ],
+)
+def test_what_a_node_lacks_is_told_before_it_trains(places, tmp_path, monkeypatch, arch, override, reason):
+    monkeypatch.setattr("clients.app.train", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save(small_vit(in_chans=1).state_dict(), tmp_path / "other.pt")
+    key, name, file = f"model.clients.{ARCH}", *override.rpartition("start=")[1:]
+    override = f"{key}.start={tmp_path / file}" if name else override
+    reply = ask({"data": str(places["St Mary's"]), "name": "St Mary's", "arch": arch}, [override])
+    assert re.search(f"^NodeError: St Mary's: {reason.replace('KEY', key)}", reply.error.reason)
 
 
 def ask(node_config, overrides=()):
@@ -158,7 +186,9 @@ def ask(node_config, overrides=()):
     return reply
 
 
-def test_a_class_that_the_federation_does_not_know_is_named(tmp_path):
+def test_a_class_that_the_federation_does_not_know_is_named(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr("clients.app.train", lambda *_, **__: trained.append(1) or 1.0)
     strange = write_digits(tmp_path / "strange", "12", 2)
     (strange / "cat").mkdir()
     Image.new("L", (8, 8)).save(strange / "cat" / "tom.png")
@@ -168,6 +198,7 @@ def test_a_class_that_the_federation_does_not_know_is_named(tmp_path):
         "strange: data: got '.*', allowed: the federation's classes, 0, 1, .*; it has images of cat", reason
     )
     assert "notes" not in reason
+    assert not trained
     (strange / "cat" / "tom.png").unlink()
     reply = ask({"data": str(strange), "name": "strange"})
     assert reply.content["metrics"]["label-counts"] == [0, 2, 2, 0, 0, 0, 0, 0, 0, 0]

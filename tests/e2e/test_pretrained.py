@@ -108,23 +108,6 @@ def test_mistakes_are_refused_before_any_client_is_asked(override, says):
         check_models(load_settings(CONF, override))
 
 
-def test_a_clients_file_lies_at_that_client():
-    """The server does not look for it; the client does, before it trains."""
-    settings = load_settings(CONF, f"model.clients.{NAMES[0]}.start=/nowhere.pth")
-    check_models(settings)
-    with pytest.raises(SettingError, match=r"^start: got '/nowhere.pth', allowed: pretrained, or a file"):
-        first_round(settings)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused_before_training(monkeypatch):
-    monkeypatch.setattr("clients.app.train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(SettingError, match=r"^client\.device: got 'cuda', allowed: a device that this machine has"):
-        first_round(load_settings(CONF, "client.device=cuda"))
-
-
-def first_round(settings):
-    data = load_images(settings.data)[0].select(range(40))
-    asked = request(settings.model.student, build_seeded(settings.model.student, 1))
-    kept = OwnModels(SimpleNamespace(run_config={}, state=RecordDict()), 0)
-    return train_round(settings, 0, settings.model.clients[NAMES[0]], data, asked, kept)
+def test_the_server_does_not_look_for_a_clients_file():
+    """It lies at that client, which finds out before it trains: see `test_owners`."""
+    check_models(load_settings(CONF, f"model.clients.{NAMES[0]}.start=/nowhere.pth"))

@@ -15,7 +15,7 @@ def train(message: Message, context: Context) -> Message:
     """Fine-tune on this client's images."""
     number, config, images = context.node_config["partition-id"], context.run_config, load_part(context)
     torch.manual_seed(number)
-    model = make_model((config["model"], "deit_tiny_patch16_224")[number % 2], config, images.classes)  # its own
+    model = make_model((config["model"], "deit_tiny_distilled_patch16_224")[number % 2], config, images.classes)
     loss = fit(model, images, config["local-steps"])
     content = pack_reply(model.spec, model.state_dict(), name=str(number), num_examples=len(images), train_loss=loss)
     return Message(content, reply_to=message)

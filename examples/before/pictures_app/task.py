@@ -46,7 +46,8 @@ def fit(model: nn.Module, images: ImageFolder, steps: int) -> float:
     torch.set_num_threads(1)  # clients of a simulation share the machine
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
-    for batch, labels in DataLoader(images, BATCH, sampler=RandomSampler(images, True, BATCH * steps)):
+    sampler = RandomSampler(images, replacement=True, num_samples=BATCH * steps)
+    for batch, labels in DataLoader(images, BATCH, sampler=sampler):
         loss = F.cross_entropy(model(batch), labels)
         optimiser.zero_grad()
         loss.backward()
