@@ -22,8 +22,9 @@ from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 from smi_fed.pipeline import seeded
+from smi_fed.starts import start_of_client
 from smi_fed.strategies.evaluation_records import pack_evaluation
-from smi_fed.strategies.records import clean_name, pack_reply
+from smi_fed.strategies.records import clean_name, pack_reply, read_known
 from smi_fed.tokens import is_token_model
 from smi_fed.training import train
 
@@ -69,6 +70,7 @@ def _reply(settings: Settings, node: Node, message: Message, context: Context) -
     model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
     log.info("%s, round %d: %s on %d images, loss %.3f",
              node.name or "this node", request.round, spec.name, len(data), loss)  # fmt: skip
+    starts = start_of_client(spec, settings.model.student) != "random"
     content = pack_reply(
         spec,
         model.state_dict(),
@@ -78,6 +80,7 @@ def _reply(settings: Settings, node: Node, message: Message, context: Context) -
         label_counts=data.label_counts().tolist() if settings.client.send_label_counts else None,
         statistics=own_statistics(settings, model, data),
         class_statistics=statistics_of_start(settings, request, spec, images, client_device(settings)[0]),
+        known=read_known(message.content) if starts else (),
     )
     return Message(content, reply_to=message)
 

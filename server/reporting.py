@@ -16,7 +16,7 @@ from smi_fed.data import ImageSet
 from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier, count_parameters
 from smi_fed.pipeline import Score, scores_of
-from smi_fed.starts import same_architecture, start_of
+from smi_fed.starts import start_of, start_of_client
 from smi_fed.strategies import RoundRecord
 from smi_fed.strategies.round_record import Verdict, describe
 
@@ -65,7 +65,9 @@ def build(
         last, kind = records[-1], settings.distillation.ensemble
         alone, together = ([], None) if test is None else scores_of(last.teachers, kind, test)
         clients = _clients(last.verdicts, alone)
-        found["clients"] = [each | {"start": start_of_client(each["architecture"], settings.model)} for each in clients]
+        found["clients"] = [
+            each | {"start": start_by_settings(each["architecture"], settings.model)} for each in clients
+        ]
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
         if settings.distills:
             found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
@@ -99,6 +101,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     return {
         "admitted": [verdict.called for verdict in record.admitted],
         "refused": refused,
+        "bytes": [{"node": str(v.node), "name": v.called, **_bytes(v)} for v in record.verdicts],
         "reused": record.reused,
         "server_seconds": record.seconds,
         "inversion": _inversions([record]),
@@ -152,18 +155,20 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score]) -> list[dict[s
             "admitted": verdict.admitted,
             "reason": verdict.reason,
             "warning": warning,
+            **_bytes(verdict),
         })  # fmt: skip
     return lines
 
 
-def start_of_client(architecture: str, models: ModelsConfig) -> str | None:
+def _bytes(verdict: Verdict) -> dict[str, int]:
+    """What went to a client in a round's training, and what came of it."""
+    return {"bytes_to_client": verdict.sent, "bytes_from_client": verdict.received}
+
+
+def start_by_settings(architecture: str, models: ModelsConfig) -> str | None:
     """What a client of an architecture starts from by the run's settings; None where they do not tell."""
-    student, starts = models.student, set[str]()
-    for spec in models.clients.values():
-        if describe(spec) == architecture:
-            # One of the student's architecture goes on from the student where that has a start.
-            goes_on = start_of(student) != "random" and same_architecture(spec, student)
-            starts.add(start_of(student if goes_on else spec))
+    alike = [spec for spec in models.clients.values() if describe(spec) == architecture]
+    starts = {start_of_client(spec, models.student) for spec in alike}
     return starts.pop() if len(starts) == 1 else None
 
 
