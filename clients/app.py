@@ -22,10 +22,10 @@ from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
-from smi_fed.starts import naming_start
+from smi_fed.starts import naming_start, start_of_client
 from smi_fed.strategies.evaluation_records import pack_evaluation
 from smi_fed.strategies.finishing import ACTION, pack_answer
-from smi_fed.strategies.records import clean_name, pack_reply
+from smi_fed.strategies.records import clean_name, pack_reply, read_known
 from smi_fed.tokens import is_token_model
 from smi_fed.training import train
 
@@ -92,6 +92,7 @@ def _reply(settings: Settings, node: Node, spec: ModelSpec, message: Message, co
     else:  # random weights of its architecture, so that no start of its own travels for nothing
         model, loss = build_seeded(architecture_of(spec), settings.seed), 0.0
         log.info("%s: not trained, since its class statistics are all that is needed", name)
+    starts = start_of_client(spec, settings.model.student) != "random"
     content = pack_reply(
         spec,
         model.state_dict(),
@@ -101,6 +102,7 @@ def _reply(settings: Settings, node: Node, spec: ModelSpec, message: Message, co
         label_counts=data.label_counts().tolist() if settings.client.send_label_counts else None,
         statistics=own_statistics(settings, model, data),
         class_statistics=statistics_of_start(settings, request, spec, images, client_device(settings)[0]),
+        known=read_known(message.content) if starts else (),
     )
     return Message(content, reply_to=message)
 

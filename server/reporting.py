@@ -16,7 +16,7 @@ from smi_fed.data import ImageSet
 from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier, count_parameters
 from smi_fed.pipeline import Score, scores_of
-from smi_fed.starts import same_architecture, start_of
+from smi_fed.starts import start_of, start_of_client
 from smi_fed.strategies import RoundRecord
 from smi_fed.strategies.round_record import Verdict, describe
 
@@ -67,7 +67,7 @@ def build(
         trained = settings.clients_train
         alone, together = scores_of(last.teachers, kind, test) if trained and test is not None else ([], None)
         clients = _clients(last.verdicts, alone, trained)
-        starts = [start_of_client(each["architecture"], settings.model) if trained else None for each in clients]
+        starts = [start_by_settings(each["architecture"], settings.model) if trained else None for each in clients]
         found["clients"] = [each | {"start": start} for each, start in zip(clients, starts, strict=True)]
         found["ensemble"] = {"weights": kind, "test_accuracy": together}
         if settings.distills:
@@ -110,6 +110,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     return {
         "admitted": [verdict.called for verdict in record.admitted],
         "refused": refused,
+        "bytes": [{"node": str(v.node), "name": v.called, **_bytes(v)} for v in record.verdicts],
         "reused": record.reused,
         "server_seconds": record.seconds,
         "inversion": _inversions([record]),
@@ -164,18 +165,20 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool 
             "admitted": verdict.admitted,
             "reason": verdict.reason,
             "warning": warning,
+            **_bytes(verdict),
         })  # fmt: skip
     return lines
 
 
-def start_of_client(architecture: str, models: ModelsConfig) -> str | None:
+def _bytes(verdict: Verdict) -> dict[str, int]:
+    """What went to a client in a round's training, and what came of it."""
+    return {"bytes_to_client": verdict.sent, "bytes_from_client": verdict.received}
+
+
+def start_by_settings(architecture: str, models: ModelsConfig) -> str | None:
     """What a client of an architecture starts from by the run's settings; None where they do not tell."""
-    student, starts = models.student, set[str]()
-    for spec in models.clients.values():
-        if describe(spec) == architecture:
-            # One of the student's architecture goes on from the student where that has a start.
-            goes_on = start_of(student) != "random" and same_architecture(spec, student)
-            starts.add(start_of(student if goes_on else spec))
+    alike = [spec for spec in models.clients.values() if describe(spec) == architecture]
+    starts = {start_of_client(spec, models.student) for spec in alike}
     return starts.pop() if len(starts) == 1 else None
 
 

@@ -94,6 +94,7 @@ class FederatedRun:
             image_directory=self.image_directory,
             state_directory=self.state_directory,
             identity=_identity(settings),
+            known_starts=(settings.model.student, *settings.model.clients.values()),
         )
 
     def _earlier_scores(self) -> list[dict[str, Any]]:

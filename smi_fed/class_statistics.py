@@ -117,7 +117,7 @@ def discriminant(known: ClassStatistics, shrinkage: float = SHRINKAGE) -> tuple[
     weight = torch.linalg.solve((1 - shrinkage) * covariance + shrinkage * mean_variance * eye, means.T).T
     prior = (known.counts / known.counts.sum().clamp(min=1)).clamp(min=1e-12).log()
     bias = prior - 0.5 * (weight * means).sum(1)
-    # What all classes share changes no probability, but is so large that half precision would lose what tells them apart.
+    # What all classes share changes no probability, but is so large that half precision would lose the rest.
     weight, bias = weight - _mean_of(weight, seen), bias - _mean_of(bias, seen)
     return weight.where(seen[:, None], 0.0), bias.where(seen, NEVER)
 

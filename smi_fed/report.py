@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -205,13 +206,16 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     """The closing table of a run."""
     console = console or Console(width=110)
     table = Table(title=f"smi-fed: {report['status']}, seed {report['seed']}, on {report['device']}")
-    for heading in ("", "architecture", "start", "examples", "test accuracy"):
-        table.add_column(heading, justify="right" if heading in ("examples", "test accuracy") else "left")
+    numbers = ("examples", "test accuracy", "received")
+    for heading in ("", "architecture", "start", *numbers):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for client in report["clients"]:
         architecture = client["architecture"] if client["admitted"] else f"refused: {client['reason']}"
         # A reason quotes what a client sent: brackets in it are no markup.
         name, architecture, start = escape(client["name"]), escape(architecture), _started(client.get("start"))
-        table.add_row(name, architecture, start, str(client["num_examples"]), _percent(client["test_accuracy"]))
+        received = decimal(client["bytes_from_client"]) if "bytes_from_client" in client else ""
+        examples, accuracy = str(client["num_examples"]), _percent(client["test_accuracy"])
+        table.add_row(name, architecture, start, examples, accuracy, received)
     table.add_section()
     if report["ensemble"]:
         table.add_row("ensemble", f"weighted by {report['ensemble']['weights']}", "", "",

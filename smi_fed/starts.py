@@ -39,6 +39,12 @@ def naming_start(key: str) -> Iterator[None]:
         raise (error.under(key) if error.key in ("start", *_KWARGS) else error) from error
 
 
+def start_of_client(spec: ModelSpec, student: ModelSpec) -> str:
+    """What a client's weights are at first: the student's, if it has that architecture and the student a start."""
+    goes_on = start_of(student) != "random" and same_architecture(spec, student)
+    return start_of(student if goes_on else spec)
+
+
 def check_start(start: str, student: ModelSpec, refine: bool) -> None:
     """Refuse a start that the student cannot have.
 

@@ -109,9 +109,9 @@ REPORT = {
     "seconds": {"train": 1.25, "inversion": 10.0, "distillation": 2.0, "total": 13.25},
     "clients": [
         {"name": "client 0", "architecture": "vit_tiny 64x3", "num_examples": 120, "test_accuracy": 0.5,
-         "admitted": True, "reason": ""},
+         "admitted": True, "reason": "", "bytes_from_client": 26_574},
         {"name": "node 77", "architecture": "", "num_examples": 0, "test_accuracy": None, "admitted": False,
-         "reason": "not on the allow-list"},
+         "reason": "not on the allow-list", "bytes_from_client": 0},
         {"name": "client 2", "architecture": "deit_tiny 48x2", "num_examples": 90, "test_accuracy": 0.615,
          "admitted": True, "reason": ""},
     ],
@@ -135,9 +135,9 @@ def test_the_summary_shows_everybody():
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
     assert "completed, seed 3, on cpu" in text
     for name, parts in {
-        "client 0": ("vit_tiny 64x3", "120", "50.0 %"),
+        "client 0": ("vit_tiny 64x3", "120", "50.0 %", "26.6 kB"),
         "client 2": ("deit_tiny 48x2", "90", "61.5 %"),
-        "node 77": ("refused: not on the allow-list", " 0 "),
+        "node 77": ("refused: not on the allow-list", " 0 ", "0 bytes"),
         "ensemble": ("weighted by class", "72.6 %"),
         "student": ("vit_small 96x4", "80.0 %"),
     }.items():

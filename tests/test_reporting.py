@@ -52,7 +52,7 @@ def test_what_rounds_spent_is_added_and_kept_shares_are_weighed_by_images():
 def test_what_the_settings_know_of_starts_is_told():
     student, other, deep = small_spec(), small_spec(depth=1), small_spec(depth=5)
     hub, file = replace(other, start="pretrained"), replace(deep, start="/weights.safetensors")
-    of = reporting.start_of_client
+    of = reporting.start_by_settings
     models = ModelsConfig({"a": student, "b": hub, "c": file}, student)
     assert [of(describe(each), models) for each in (student, other, deep)] == ["random", "pretrained", "file"]
     assert of("resnet18", models) is None

@@ -25,6 +25,7 @@ from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.strategies.allow_list import Expectation, check_spec
+from smi_fed.strategies.left_out import put_back
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
@@ -70,7 +71,7 @@ def admit(claim: Claim, policy: AdmissionPolicy, expected: Expectation, device: 
     shape = check_model(claim.spec, policy, expected)
     spec, expected_weights = shape.spec, shape.state_dict()
     # A plain timm model's own names have no "backbone.", and a wrapped one's have more words.
-    arrays = matched(claim.arrays, expected_weights, ("", "backbone."))
+    arrays = matched(put_back(claim, expected.known), expected_weights, ("", "backbone."))
     weights = check_arrays(arrays, expected_weights)
     check_batch_norms(shape, weights)
     model = _build(spec)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from flwr.app import Array
 
 from smi_fed.alignment import class_positions
 from smi_fed.checks import SettingError, is_integer, is_number
@@ -36,11 +38,13 @@ class Expectation:
 
     Attributes:
         features: how many enter the student's head, where class statistics are asked for; else 0.
+        known: weights that a reply may leave out, by their digests.
     """
 
     student: ModelSpec
     channels: int
     features: int = 0
+    known: Mapping[bytes, Array] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, student: Classifier) -> Expectation:

@@ -81,7 +81,7 @@ class Arrivals:
 
     def admit(self, answer: Answer) -> None:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
-        verdict = self._judge(answer)
+        verdict = replace(self._judge(answer), sent=answer.sent, received=answer.received)
         if not verdict.admitted:
             log.warning("%snode %d refused: %s", verdict.name and f"{verdict.name}, ", verdict.node, verdict.reason)
         self.verdicts.append(verdict)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from smi_fed.checks import SettingError
@@ -25,6 +26,7 @@ from smi_fed.starts import FROM_CLIENTS, check_start
 from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.arrivals import DISTILLATION, Arrivals
 from smi_fed.strategies.beginning import NoStartError, averages, begin_from
+from smi_fed.strategies.left_out import start_weights
 from smi_fed.strategies.memory import arguments_of
 from smi_fed.strategies.round_record import Answer, RoundRecord, Weights
 from smi_fed.strategies.run_state import RunState
@@ -60,6 +62,7 @@ class Core:
         state_directory: Path | None = None,
         identity: Mapping[str, str] | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        known_starts: Sequence[ModelSpec] = (),
         inner: Any = None,
     ) -> None:
         if min_teachers < 1:
@@ -78,6 +81,7 @@ class Core:
                 self._remember_images(record, line["clients"])
         if self.rounds:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
+        self.starts = start_weights(known_starts, self.student)
         self.arrivals = Arrivals(
             self.state, self.pool, self.pipeline, self.policy, self._expected(), seed=seed, device=self.device,
             by_node=projection != "ensemble",
@@ -124,9 +128,14 @@ class Core:
         """The round that is going on."""
         return self.arrivals.round
 
-    def begin(self, server_round: int) -> bool:
-        """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked."""
+    def begin(self, server_round: int, sent: Mapping[bytes, Array] | None = None) -> bool:
+        """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked.
+
+        Args:
+            sent: what clients are sent in this round, by its digests, so that it need not come back.
+        """
         self.seconds = 0.0
+        self.arrivals.expected = replace(self.expectation, known={**self.starts, **(sent or {})})
         return self.arrivals.begin(server_round)
 
     def admit(self, answer: Answer) -> None:

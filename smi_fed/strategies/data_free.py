@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Unpack
 
 import numpy as np
@@ -14,6 +15,7 @@ from flwr.serverapp.strategy import FedAvgM, Strategy
 from smi_fed.models import Classifier
 from smi_fed.strategies import records
 from smi_fed.strategies.core import Core
+from smi_fed.strategies.left_out import sent_weights
 from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord
 from smi_fed.strategies.watching_grid import WatchingGrid
@@ -52,6 +54,7 @@ class DataFreeDistillation(Strategy):
         self.strategy = strategy
         self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._sent: list[Message] = []
+        self._sizes: dict[int, int] = {}
         self._judged: set[str] = set()
         self.done_before = len(self.core.rounds)
         resumed = self.core.state.resume(strategy)
@@ -92,9 +95,13 @@ class DataFreeDistillation(Strategy):
         server_round += self.done_before
         self._arrays = arrays.copy()
         self.core.student.load_state_dict(arrays.to_torch_state_dict())
+        if starts := self.core.starts:
+            config = ConfigRecord({**config, records.KNOWN: list(starts)})  # type: ignore[dict-item]
         self._sent, self._judged = list(self.strategy.configure_train(server_round, arrays, config, grid)), set()
-        if self.core.begin(server_round):
+        sent = sent_weights(message.content for message in self._sent) if starts else None
+        if self.core.begin(server_round, sent):
             self._sent = []
+        self._sizes = _sizes(self._sent)
         if isinstance(grid, WatchingGrid):
             grid.hand_over(self._arrived, self.core.invert_next)
         return self._sent
@@ -146,18 +153,20 @@ class DataFreeDistillation(Strategy):
                 self._judge(node, message, message)
         for question, node in asked.items():
             if question not in self._judged:
-                self.core.admit(Answer(node, failure="no reply in time"))
+                self.core.admit(Answer(node, failure="no reply in time", sent=self._sizes[node]))
 
     def _judge(self, node: int, message: Message, envelope: Message) -> None:
         self._judged.add(message.metadata.reply_to_message_id)
+        sent, received = self._sizes.get(node, 0), 0
         if message.has_error():
             answer = Answer(node, failure=f"client failed: {message.error.reason} (code {message.error.code})")
         else:
+            received = records.size_of(message.content)
             try:
                 answer = Answer(node, records.read_reply(message.content), reply=envelope)
             except records.BadReplyError as error:
                 answer = Answer(node, failure=str(error))
-        self.core.admit(answer)
+        self.core.admit(replace(answer, sent=sent, received=received))
 
     def _project(self, record: RoundRecord) -> list[Message]:
         """One reply in the student's space per admitted teacher; strategies may empty its records, not its arrays."""
@@ -190,6 +199,18 @@ class DataFreeDistillation(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The inner strategy's."""
         return self.strategy.aggregate_evaluate(server_round + self.done_before, replies)
+
+
+def _sizes(messages: Iterable[Message]) -> dict[int, int]:
+    """Bytes that go to each node; messages mostly share their content."""
+    known: dict[int, int] = {}
+    found = {}
+    for message in messages:
+        content = message.content
+        if id(content) not in known:
+            known[id(content)] = records.size_of(content)
+        found[message.metadata.dst_node_id] = known[id(content)]
+    return found
 
 
 def _reply(message: Message, content: RecordDict) -> Message:

@@ -52,6 +52,8 @@ class LegacyDataFreeDistillation(Strategy):
         )  # fmt: skip
         directory = options.get("state_directory")
         require(directory is None, "state_directory", directory, "None, only DataFreeDistillation resumes")
+        known = options.get("known_starts", ())
+        require(not known, "known_starts", known, "none, only to DataFreeDistillation clients leave something out")
         self.strategy = strategy
         self.core = Core(**options, inner=strategy)  # type: ignore[misc]
         self._asked: dict[str, ClientProxy] = {}

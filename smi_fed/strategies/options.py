@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -41,6 +41,8 @@ class Options(TypedDict, total=False):
         identity: what else decides the student, by name as text (data, say, or what clients are told): a
             run that goes on has to agree in it.
         on_round: called with the finished `RoundRecord`.
+        known_starts: specs of models, clients' and the student's, whose starts are on this machine. Where there
+            are any, clients leave out of their replies what is equal to these, or to the student that was sent.
     """
 
     student: ModelSpec
@@ -57,3 +59,4 @@ class Options(TypedDict, total=False):
     state_directory: Path | None
     identity: Mapping[str, str] | None
     on_round: Callable[[RoundRecord], None] | None
+    known_starts: Sequence[ModelSpec]

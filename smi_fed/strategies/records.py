@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from smi_fed.checks import is_integer, is_number
 from smi_fed.class_statistics import ClassStatistics
+from smi_fed.files import checksums
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import ModelSpec, architecture_of
 
@@ -28,6 +30,11 @@ METRICS = "metrics"
 STATISTICS = "statistics"
 CLASS_STATISTICS = "class-statistics"
 MODEL = "smi-fed.model"
+LEFT_OUT = "smi-fed.left-out"
+"""Weights that do not travel: the digest of each by its name."""
+
+KNOWN = "smi-fed.known"
+"""In the question's configuration: digests of weights that the server has."""
 
 SCHEMA = "schema"
 SPEC = "spec"
@@ -60,6 +67,7 @@ class Claim:
         num_examples, train_loss, label_counts: claimed.
         metrics: every other finite number that the client sent, for the inner strategy.
         class_statistics: arrays of the class statistics, empty if not sent.
+        left_out: what it says in place of a digest, for each weight that the server shall have.
     """
 
     spec: str
@@ -71,6 +79,7 @@ class Claim:
     label_counts: tuple[int, ...] | None
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     class_statistics: Mapping[str, Array] = field(default_factory=dict)
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pack_reply(
@@ -83,6 +92,7 @@ def pack_reply(
     label_counts: list[int] | None = None,
     statistics: FeatureStatistics | None = None,
     class_statistics: ClassStatistics | None = None,
+    known: Collection[bytes] = (),
 ) -> RecordDict:
     """A client's reply.
 
@@ -94,13 +104,16 @@ def pack_reply(
         label_counts: examples per class; without them the server assumes as many of each.
         statistics: for the feature-statistics prior.
         class_statistics: of the student that came, for `strategy.start=statistics`.
+        known: what `read_known` found in the question; weights with these digests are named and do not travel.
     """
+    sent = {key: sendable(value) for key, value in weights.items()}
+    left = {key: digest for key, digest in digests(sent).items() if digest in known} if known else {}
     metrics: dict[str, int | float | list[int]] = {NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}
     if label_counts is not None:
         metrics[LABEL_COUNTS] = label_counts
     content = RecordDict(
         {
-            ARRAYS: ArrayRecord({key: sendable(value) for key, value in weights.items()}),
+            ARRAYS: ArrayRecord({key: value for key, value in sent.items() if key not in left}),
             METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
             MODEL: ConfigRecord({SCHEMA: SCHEMA_VERSION, SPEC: architecture_of(spec).to_json(), NAME: name}),
         }
@@ -109,6 +122,8 @@ def pack_reply(
         content[STATISTICS] = pack_statistics(statistics)
     if class_statistics is not None:
         content[CLASS_STATISTICS] = ArrayRecord(dict(vars(class_statistics)))
+    if left:
+        content[LEFT_OUT] = ConfigRecord(left)  # type: ignore[arg-type]
     return content
 
 
@@ -119,6 +134,31 @@ def sendable(weight: Tensor) -> Tensor:
     """
     weight = weight.detach().cpu()
     return weight.float() if weight.is_floating_point() and weight.element_size() < 4 else weight
+
+
+def digests(weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """SHA-256 of each CPU tensor's dtype, shape and bytes; 32 bytes each."""
+    sums = checksums(weights, {})
+    return {key: bytes.fromhex(sums[key]) for key in weights}
+
+
+def read_known(content: RecordDict) -> frozenset[bytes]:
+    """The digests of weights that the server has, from what a client was asked; empty where it does not say so.
+
+    They are those that it names, and those of the student that it sends.
+    """
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    if KNOWN not in config:
+        return frozenset()
+    sent = (digests(record.to_torch_state_dict()).values() for record in content.array_records.values())
+    return frozenset(config[KNOWN]).union(*sent)  # type: ignore[arg-type]
+
+
+def size_of(content: RecordDict) -> int:
+    """Bytes of a message's records: arrays as they are packed with their names, and all others as protobuf has them."""
+    arrays = content.array_records
+    rest = RecordDict({key: record for key, record in content.items() if key not in arrays})
+    return sum(record.count_bytes() for record in arrays.values()) + recorddict_to_proto(rest).ByteSize()
 
 
 def pack_statistics(statistics: FeatureStatistics) -> ArrayRecord:
@@ -202,6 +242,9 @@ def read_reply(content: RecordDict) -> Claim:
         raise BadReplyError("the reply's records are not of the expected kinds")
     if not isinstance(statistics, ArrayRecord) or not isinstance(sums, ArrayRecord):
         raise BadReplyError(f"the record {STATISTICS!r} or {CLASS_STATISTICS!r} is not of arrays")
+    left = content.get(LEFT_OUT, ConfigRecord())
+    if not isinstance(left, ConfigRecord):
+        raise BadReplyError(f"the record {LEFT_OUT!r} is not of digests")
     require_schema(model)
     num_examples, loss, counts = metrics.get(NUM_EXAMPLES), metrics.get(TRAIN_LOSS, 0.0), metrics.get(LABEL_COUNTS)
     for key, value in ((NUM_EXAMPLES, num_examples), (TRAIN_LOSS, loss)):
@@ -225,6 +268,7 @@ def read_reply(content: RecordDict) -> Claim:
             k: v for k, v in metrics.items() if k not in OWN_METRICS and isinstance(v, int | float) and is_number(v)
         },
         class_statistics=sums,
+        left_out=left,
     )
 
 

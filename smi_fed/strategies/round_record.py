@@ -38,6 +38,7 @@ class Verdict:
         images: its synthetic images; None until it was inverted.
         inversion: what they took.
         reply: what the node sent, without its arrays.
+        sent, received: bytes of the question and of the reply, see `records.size_of`; 0 in Flower's older API.
     """
 
     node: int
@@ -51,6 +52,8 @@ class Verdict:
     images: StoredImages | None = field(default=None, repr=False)
     inversion: InversionRecord | None = None
     reply: Any = field(default=None, repr=False)
+    sent: int = 0
+    received: int = 0
 
     @property
     def called(self) -> str:
@@ -110,12 +113,18 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one node sent: a claim, or why there is none; and the reply itself, to be answered in its shape."""
+    """What one node sent: a claim, or why there is none; and the reply, to be answered in its shape.
+
+    Attributes:
+        sent, received: see `Verdict`.
+    """
 
     node: int
     claim: Claim | None = None
     failure: str = ""
     reply: Any = field(default=None, repr=False)
+    sent: int = 0
+    received: int = 0
 
 
 def common_metrics(verdicts: Sequence[Verdict]) -> list[dict[str, int | float]]:

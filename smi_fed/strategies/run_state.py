@@ -239,7 +239,8 @@ def client_number(client: str) -> int:
 
 def _line(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON has it; 64-bit node ids do not survive JSON numbers."""
-    plain = {name: getattr(verdict, name) for name in ("architecture", "num_examples", "train_loss", "reason", "name")}
+    names = ("architecture", "num_examples", "train_loss", "reason", "name", "sent", "received")
+    plain = {name: getattr(verdict, name) for name in names}
     teacher, images, inversion = verdict.teacher, verdict.images, verdict.inversion
     return plain | {
         "node": str(verdict.node),

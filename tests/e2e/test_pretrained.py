@@ -1,11 +1,13 @@
 """Clients and a student that start from files, through the whole app."""
 
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
 from clients.app import app as client_app
@@ -17,10 +19,11 @@ from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import load_settings
 from smi_fed.data import load_images
-from smi_fed.models import build_seeded
+from smi_fed.models import architecture_of, build_seeded
 from smi_fed.report import load_student
 from tests.e2e.test_app import CONF, nodes
 from tests.e2e.test_owners import ask
+from tests.e2e.test_processes import demo
 
 NAMES = ("vit_p4_w64_d2", "vit_p8_w96_d3", "vit_p4_w48_d3", "vit_p8_w64_d4")
 
@@ -38,9 +41,14 @@ def starts(tmp_path_factory):
     return " ".join(["experiment=smoke", *words])
 
 
+def bytes_of(spec):
+    return sum(weight.nbytes for weight in build_seeded(architecture_of(spec), 0).state_dict().values())
+
+
 def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
     overrides = (
-        f"{starts} training=finetune client.training.trainable=last:1 distillation=finetune distillation.steps=3"
+        f"{starts} training=finetune client.training.trainable=last:1 distillation=finetune distillation.steps=3 "
+        "inversion.statistics=0"
     )
     federated = FederatedRun(load_settings(CONF, overrides), tmp_path / "out")
     with caplog.at_level(logging.INFO, "smi_fed"):
@@ -53,6 +61,44 @@ def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
     text = (tmp_path / "out" / "report.json").read_text()
     assert "safetensors" not in text
     load_student(tmp_path / "out" / "student.safetensors")
+    # What is frozen does not travel, and the report of each round tells what did.
+    assert report["rounds"][0]["bytes"] == [
+        {key: client[key] for key in ("node", "name", "bytes_to_client", "bytes_from_client")}
+        for client in report["clients"]
+    ]
+    models = federated.settings.model
+    for client, name in zip(report["clients"], NAMES, strict=True):
+        depth = models.clients[name].kwargs["depth"]
+        assert 0.5 / depth < client["bytes_from_client"] / bytes_of(models.clients[name]) < 1.3 / depth, client
+        assert client["bytes_to_client"] > bytes_of(models.student)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_frozen_backbone_costs_a_heads_kilobytes(tmp_path, starts):
+    """On Flower's simulation engine, in both rounds.
+
+    Client 1 has the student's architecture and the start that comes with it; client 3 has none and sends all.
+    """
+    words = [word for word in starts.split() if NAMES[1] not in word and NAMES[3] not in word] + [
+        f"model.clients.{NAMES[1]}.kwargs.depth=4", "training=head", "client.training.steps=3", "distillation=head",
+        "distillation.steps=3", "inversion.statistics=0", "strategy.rounds=2",
+    ]  # fmt: skip
+    process, _ = demo(tmp_path, *words)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    settings = load_settings(CONF, words)
+    wholes = {f"client {i}": bytes_of(settings.model.clients[name]) for i, name in enumerate(NAMES)}
+    assert [len(each["bytes"]) for each in report["rounds"]] == [4, 4]
+    for client in report["rounds"][0]["bytes"] + report["rounds"][1]["bytes"]:
+        name, received = client["name"], client["bytes_from_client"]
+        assert (received > wholes[name]) if name == "client 3" else (received < 12_000 < wholes[name] / 10), client
+        assert client["bytes_to_client"] > bytes_of(settings.model.student)
+    assert [client["start"] for client in report["clients"]] == ["file", "file", "file", "random"]
+    assert "received" in printed
+    for client in report["clients"]:
+        assert decimal(client["bytes_from_client"]) in printed
 
 
 def test_where_class_statistics_are_all_a_client_sends_no_weights_of_its_own(starts):

@@ -197,5 +197,7 @@ def test_what_cannot_be_is_refused_at_construction():
         wrapped(private())
     with pytest.raises(SettingError, match="boosted trees"):
         wrapped(legacy.FedXgbBagging())
+    with pytest.raises(SettingError, match=r"^known_starts: got \[ModelSpec.*only to DataFreeDistillation"):
+        wrapped(known_starts=[STUDENT])
     with pytest.raises(SettingError, match="strategy: got 'object'"):
         wrapped(object())

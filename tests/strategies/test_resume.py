@@ -98,6 +98,9 @@ def test_killed_in_any_stage(tmp_path, monkeypatch, whole, stage, projection):
     assert [record.round for record in again.rounds] == [1, 2, 3]
     for one, other in zip(again.rounds, undisturbed.rounds, strict=True):
         assert one.reused == other.reused
+        traffic = [[(verdict.sent, verdict.received) for verdict in record.verdicts] for record in (one, other)]
+        assert traffic[0] == traffic[1]
+        assert min(min(pair) for pair in traffic[0]) > 0
         assert all(torch.equal(a.images, b.images) for a, b in zip(one.images, other.images, strict=True))
 
 
