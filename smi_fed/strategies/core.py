@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from smi_fed.checks import SettingError
 from smi_fed.class_statistics import linear_head
 from smi_fed.distillation import DistillationRecord
+from smi_fed.events import Events
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, distill_student, seeded
@@ -61,6 +63,7 @@ class Core:
         state_directory: Path | None = None,
         identity: Mapping[str, str] | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        events: Events | None = None,
         inner: Any = None,
     ) -> None:
         if min_teachers < 1:
@@ -70,7 +73,7 @@ class Core:
         self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
         self.min_teachers, self.projection, self.refines, self.seed = min_teachers, projection, refine, seed
         self.device, self.on_round, self.inner = torch.device(device), on_round, inner
-        self.pool = Pool(pool or PoolConfig())
+        self.pool, self.events = Pool(pool or PoolConfig()), events or Events()
         self.student = build_seeded(student, seed).to(self.device)
         self.state = RunState(state_directory, image_directory, self._identity() | dict(identity or {}), self.device)
         self.rounds = self.state.records()
@@ -80,8 +83,8 @@ class Core:
         if self.rounds:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
         self.arrivals = Arrivals(
-            self.state, self.pool, self.pipeline, self.policy, self._expected(), seed=seed, device=self.device,
-            by_node=projection != "ensemble",
+            self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, seed=seed,
+            device=self.device, by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
 
@@ -127,7 +130,8 @@ class Core:
 
     def begin(self, server_round: int) -> bool:
         """A round begins; whether its replies were all judged before a crash, so that nobody has to be asked."""
-        self.seconds = 0.0
+        self.seconds, self.events.round = 0.0, server_round
+        self.events.tell("round", "started")
         return self.arrivals.begin(server_round)
 
     def admit(self, answer: Answer) -> None:
@@ -193,8 +197,16 @@ class Core:
         record.reused = sum(map(len, reused))
         shares = self.pool.shares(record.round, sum(map(len, record.stored))) if reused else None
         generator = seeded(self.seed, record.round, DISTILLATION)
-        found = distill_student(self.student, record.teachers, record.stored, config, generator, shares, reused)
+        found = self._taught(record.teachers, record.stored, generator, shares, reused)
         require_sound(self.student, f"the distillation of round {record.round}")
+        return found
+
+    def _taught(self, teachers: Any, images: Any, *how: Any, node: str = "") -> DistillationRecord:
+        """`distill_student` of this run's student, told to the watchers; of one node's teacher where it has a name."""
+        self.events.tell("distillation", "started", node)
+        tell = partial(self.events.tell, "distillation", "progress", node)
+        found = distill_student(self.student, teachers, images, self.pipeline.distillation, *how, tell=tell)
+        self.events.tell("distillation", "ended", node, steps=found.steps, seconds=found.seconds, kept=found.kept)
         return found
 
     def _project_each(self, record: RoundRecord) -> None:
@@ -203,10 +215,10 @@ class Core:
         for verdict, teacher, images in zip(record.admitted, record.teachers, record.stored, strict=True):
             self.student.load_state_dict(before)
             client = self.arrivals.client(verdict)
-            reused, config = self.pool.of(client), self.pipeline.distillation
+            reused = self.pool.of(client)
             shares = self.pool.shares(record.round, len(images), client) if reused else None
             generator = self.arrivals.generator(teacher, DISTILLATION)
-            found = distill_student(self.student, [teacher], [images], config, generator, shares, reused)
+            found = self._taught([teacher], [images], generator, shares, reused, node=verdict.called)
             require_sound(self.student, f"the distillation of {teacher.name} in round {record.round}")
             projections.append(self.weights)
             kept.append(found.kept)
@@ -226,6 +238,9 @@ class Core:
         Raises:
             UnsoundStudentError: it is not finite.
         """
+        self.events.tell(
+            "aggregation", "skipped" if aggregated is None else "ended", strategy=type(self.inner).__name__
+        )
         if aggregated is None:
             self.student.load_state_dict(sent)
             return self.weights, False
@@ -252,6 +267,7 @@ class Core:
         needed = [*record.stored, *self.pool.last.values(), *(entry.source for entry in self.pool.entries)]
         self.state.forget_images_but({each.path for each in needed if isinstance(each, StoredImages)})
         self.rounds.append(record)
+        self.events.tell("round", "ended", seconds=record.seconds, admitted=len(record.admitted))
         if self.on_round is not None:
             self.on_round(record)
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from smi_fed.events import Events
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.policy import AdmissionPolicy
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
         identity: what else decides the student, by name as text (data, say, or what clients are told): a
             run that goes on has to agree in it.
         on_round: called with the finished `RoundRecord`.
+        events: what is told of rounds, replies, inversions, distillations and aggregations, to watchers.
     """
 
     student: ModelSpec
@@ -57,3 +59,4 @@ class Options(TypedDict, total=False):
     state_directory: Path | None
     identity: Mapping[str, str] | None
     on_round: Callable[[RoundRecord], None] | None
+    events: Events | None
