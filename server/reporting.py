@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from smi_fed import __version__, report
 from smi_fed.alignment import align_targets
 from smi_fed.config import ModelsConfig, Settings
@@ -25,6 +27,9 @@ log = logging.getLogger("smi_fed")
 PICTURED = 16
 """Most teachers in synthetic.png; all images are in the directory of images."""
 
+POINTS = 100
+"""Most points of a curve of losses in report.json."""
+
 
 def build(
     settings: Settings,
@@ -34,6 +39,7 @@ def build(
     test: ImageSet | None,
     device: str,
     total: float,
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """report.json; without `records` (a strategy that ran by itself) it has no ensemble and no inversion.
 
@@ -61,6 +67,8 @@ def build(
         "distillation": None,
         "rounds": [_brief(score) for score in scores],
         "evaluation": scores[-1]["evaluation"],
+        "classes": list(class_names),
+        "settings": plain(settings),
     }
     if records:
         last, kind = records[-1], settings.distillation.ensemble
@@ -85,6 +93,11 @@ def with_finish(found: dict[str, Any], finished: dict[str, Any]) -> dict[str, An
     told = {key: finished[key] for key in ("head", "clients", "missing")}
     student = found["student"] | {"test_accuracy": after["student_test_accuracy"]}
     return found | {"student": student, "evaluation": after["evaluation"], "finish": told}
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON has them."""
+    return TypeAdapter(Settings).dump_python(settings, mode="json", fallback=str)
 
 
 def _brief(score: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +127,14 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "reused": record.reused,
         "server_seconds": record.seconds,
         "inversion": _inversions([record]),
-        "distillation": _distillations([record]),
+        "distillation": _distillations([record]) | {"losses": _thinned(record.distillation.losses)},
     }
+
+
+def _thinned(losses: Sequence[float]) -> list[list[float]]:
+    """[step, loss] of at most `POINTS` steps, the last among them."""
+    stride = -(-len(losses) // POINTS) or 1
+    return [[step, losses[step - 1]] for step in range(len(losses), 0, -stride)][::-1]
 
 
 def _inversions(records: Sequence[RoundRecord]) -> dict[str, Any]:
@@ -165,6 +184,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool 
             "admitted": verdict.admitted,
             "reason": verdict.reason,
             "warning": warning,
+            "images": _where(verdict),
             **_bytes(verdict),
         })  # fmt: skip
     return lines
@@ -173,6 +193,14 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool 
 def _bytes(verdict: Verdict) -> dict[str, int]:
     """What went to a client in a round's training, and what came of it."""
     return {"bytes_to_client": verdict.sent, "bytes_from_client": verdict.received}
+
+
+def _where(verdict: Verdict) -> dict[str, Any] | None:
+    """A client's images in the directory of images, and its classes' places among the student's (null: the same)."""
+    teacher, images = verdict.teacher, verdict.images
+    if teacher is None or images is None:
+        return None
+    return {"file": images.path.name, "classes": None if teacher.classes is None else list(teacher.classes)}
 
 
 def start_by_settings(architecture: str, models: ModelsConfig) -> str | None:

@@ -23,9 +23,12 @@ from smi_fed import report
 from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
 from smi_fed.devices import choose_device
+from smi_fed.events import Events
 from smi_fed.files import writable_directory, write_json
+from smi_fed.layers import dotted
 from smi_fed.models import Classifier, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
+from smi_fed.report_page import write_page
 from smi_fed.starts import naming_start
 from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.evaluation import in_words, summary
@@ -33,6 +36,7 @@ from smi_fed.strategies.finishing import finish
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
+from smi_fed.watchers import JsonLines, writers
 
 log = logging.getLogger("smi_fed")
 
@@ -45,8 +49,8 @@ class FederatedRun:
         output: artefact directory; it is created. A run that was killed there goes on.
 
     Raises:
-        SettingError: models and data that do not fit each other, a strategy that cannot be, or
-            a device that is not there.
+        SettingError: models and data that do not fit each other, a strategy that cannot be, a device that is not
+            there, or a watcher that is not installed.
         FileFormatError: an unfinished run of other settings stands in the directory.
         OSError: the artefact directory cannot be written.
     """
@@ -60,6 +64,7 @@ class FederatedRun:
         check_models(settings)
         self.test = test_images(settings)
         self.inner = build_inner(settings)
+        self.events = self._events()
         with naming_start("model.student"):
             self.strategy = self._wrap() if settings.strategy.wraps else None
         outer, most = self.strategy or self.inner, settings.admission.max_examples
@@ -74,6 +79,12 @@ class FederatedRun:
     def state_directory(self) -> Path:
         """What a killed run goes on from; gone when a run ends."""
         return self.output / "unfinished"
+
+    def _events(self) -> Events:
+        """Named by the directory; a run that goes on goes on with its log."""
+        log_of_events = JsonLines(self.output / "events.jsonl", append=self.state_directory.exists())
+        about = dict(dotted(reporting.plain(self.settings)))
+        return Events(self.output.name, [log_of_events, *writers(self.settings.watch, self.output)], about)
 
     def _wrap(self) -> DataFreeDistillation:
         settings = self.settings
@@ -95,6 +106,7 @@ class FederatedRun:
             state_directory=self.state_directory,
             identity=_identity(settings),
             known_starts=(settings.model.student, *settings.model.clients.values()),
+            events=self.events,
         )
 
     def _earlier_scores(self) -> list[dict[str, Any]]:
@@ -109,29 +121,30 @@ class FederatedRun:
 
         A run that fails leaves a report.json with status 'failed' and no student, and can go on.
         """
-        for name in ("report.json", "student.safetensors", "evaluation.png"):
+        for name in ("report.json", "report.html", "student.safetensors", "evaluation.png"):
             (self.output / name).unlink(missing_ok=True)
-        try:
-            grid = WatchingGrid(grid)
-            self._rounds(grid)
-            if not self.scores:
-                raise RuntimeError(f"{self.settings.strategy.name} aggregated no round; its own log says why")
-            if self.settings.strategy.finish == "statistics":
-                self._finish(grid)
-            finished = self._report()
-            self._write(finished)
-        except BaseException as error:
-            (self.output / "student.safetensors").unlink(missing_ok=True)
-            failure = {
-                "schema": report.SCHEMA_VERSION,
-                "status": "failed",
-                "reason": f"{type(error).__name__}: {error}",
-            }
-            write_json(self.output / "report.json", failure)
-            raise
+        with self.events:
+            try:
+                grid = WatchingGrid(grid)
+                self._rounds(grid)
+                if not self.scores:
+                    raise RuntimeError(f"{self.settings.strategy.name} aggregated no round; its own log says why")
+                if self.settings.strategy.finish == "statistics":
+                    self._finish(grid)
+                finished = self._report()
+                self._write(finished)
+            except BaseException as error:
+                self._fail(error)
+                raise
         shutil.rmtree(self.state_directory, ignore_errors=True)
         log.info("artefacts: %s", self.output)
         return finished
+
+    def _fail(self, error: BaseException) -> None:
+        """What a failed run leaves."""
+        (self.output / "student.safetensors").unlink(missing_ok=True)
+        reason = f"{type(error).__name__}: {error}"
+        write_json(self.output / "report.json", {"schema": report.SCHEMA_VERSION, "status": "failed", "reason": reason})
 
     def _rounds(self, grid: Grid) -> None:
         rounds, timeout = self.settings.strategy.rounds, self.settings.strategy.timeout
@@ -186,6 +199,7 @@ class FederatedRun:
         """Score the student after a round; `known` is what clients measured of it before a crash."""
         student = build_model(architecture_of(self.settings.model.student)).to(self.device)
         student.load_state_dict(arrays.to_torch_state_dict())
+        self.events.round = server_round
         require_sound(student, f"round {server_round}")
         score = None if self.test is None else accuracy(student, self.test)
         self.student = student.eval()
@@ -195,6 +209,7 @@ class FederatedRun:
             "seconds": self.earlier + time.perf_counter() - self.started,
             "evaluation": known or self._measured(server_round),
         })  # fmt: skip
+        self.events.tell("evaluation", "ended", student_test_accuracy=score)
         if score is not None:
             log.info("round %d: student %.1f %% of the test split", server_round, 100 * score)
         if self.strategy is not None:
@@ -206,14 +221,19 @@ class FederatedRun:
         if self.evaluation is None:
             return None
         found = summary(self.evaluation.rounds[server_round], self._class_names())
+        for each in found["clients"]:
+            about = {key: each[key] for key in ("images", "student_accuracy", "own_accuracy", "reason") if each[key]}
+            self.events.tell("evaluation", "measured" if each["images"] else "missed", each["name"], **about)
         log.info("round %d: %s", server_round, in_words(found))
         return found
 
     def _report(self) -> dict[str, Any]:
         total = self.earlier + time.perf_counter() - self.started
         records = [] if self.strategy is None else self.strategy.rounds
-        found = reporting.build(self.settings, records, self.scores, self.student, self.test, str(self.device), total)
-        return found if self.finished is None else reporting.with_finish(found, self.finished)
+        device, names = str(self.device), self._class_names()
+        scores, finish = self.scores, self.finished
+        found = reporting.build(self.settings, records, scores, self.student, self.test, device, total, names)
+        return found if finish is None else reporting.with_finish(found, finish)
 
     def _write(self, finished: dict[str, Any]) -> None:
         report.save_student(self.output / "student.safetensors", self.student)
@@ -223,6 +243,7 @@ class FederatedRun:
         if self.strategy is not None:
             reporting.draw(self.output, self.strategy.rounds[-1], finished, self._class_names())
         write_json(self.output / "report.json", finished)
+        write_page(self.output, self.test if self.settings.show_real else None)
 
     def _class_names(self) -> Sequence[str]:
         """Of the student's classes: the settings', the test split's, the clients', or numbers."""

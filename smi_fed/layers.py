@@ -31,6 +31,15 @@ def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield from dotted_keys(value, f"{prefix}{key}.")
 
 
+def dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that is no mapping in nested mappings; a list is one text."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
 def nested(path: str, value: Any) -> Any:
     """A layer that says `value` at a dotted path; "" is the root."""
     for key in reversed(path.split(".") if path else ()):

@@ -123,6 +123,7 @@ def invert_teacher(
     last: SparseImages | None = None,
     checkpoint: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    tell: Callable[..., None] | None = None,
 ) -> tuple[SparseImages, InversionRecord]:
     """Synthetic images of one teacher, with a progress bar.
 
@@ -134,6 +135,7 @@ def invert_teacher(
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
         clock: what the record's seconds are of.
+        tell: told of the progress, see `Bar`.
     """
     inversion = own_priors(teacher, config.inversion)
     targets = draw_targets(teacher, trajectories(teacher.model, inversion, config.images_per_teacher), generator)
@@ -144,7 +146,7 @@ def invert_teacher(
         spent.update(now.spent)
         show_inversion(bar, now)
 
-    with Bar(f"inversion of {teacher.name}", inversion.iterations) as bar:
+    with Bar(f"inversion of {teacher.name}", inversion.iterations, tell=tell) as bar:
         images = invert(
             teacher.model,
             targets,
@@ -187,6 +189,7 @@ def distill_student(
     generator: torch.Generator,
     shares: Tensor | None = None,
     reused: Sequence[Entry] = (),
+    tell: Callable[..., None] | None = None,
 ) -> DistillationRecord:
     """Teach `student` in place what all teachers say of all images, with a progress bar.
 
@@ -196,13 +199,14 @@ def distill_student(
         images: of each teacher, in the order of `teachers`; targets in its own classes.
         shares: (images,) how often each is drawn, those of `reused` last; None is evenly.
         reused: images of earlier rounds, whose teachers need not be there any more.
+        tell: told of the progress, see `Bar`.
 
     Raises:
         ValueError: another number of sets than of teachers, or what `distill` refuses.
     """
     sets = [(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
     sets += [(entry, entry.classes) for entry in reused]
-    with Bar("distillation", config.steps, unit="step") as bar:
+    with Bar("distillation", config.steps, unit="step", tell=tell, times=100) as bar:
         return distill(
             student,
             Lazily(teachers, lambda teacher: teacher.aligned),

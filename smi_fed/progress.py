@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 
 from torch import Tensor
 from tqdm import tqdm
@@ -22,10 +23,17 @@ LOG_INTERVAL = 3.0
 
 
 class Bar:
-    """One bar; use as a context manager and call `at` as often as you like."""
+    """One bar; use as a context manager and call `at` as often as you like.
 
-    def __init__(self, label: str, total: int, unit: str = "it") -> None:
+    Args:
+        tell: called with `done`, `total` and the notes, `times` times in about equal steps.
+    """
+
+    def __init__(
+        self, label: str, total: int, unit: str = "it", tell: Callable[..., None] | None = None, times: int = 10
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
+        self.tell, self.times, self.told = tell, times, 0
         self.started = time.monotonic()
         self.shown = -LOG_INTERVAL
         self.done, self.note = 0, ""
@@ -34,16 +42,23 @@ class Bar:
     def at(self, done: int, **notes: object) -> None:
         """`done` of the total; notes are shown behind the bar. Tensors are read only when shown."""
         self.done = done
+        self._tell(notes)
         elapsed = time.monotonic() - self.started
         if elapsed - self.shown < (LOG_INTERVAL if self.live is None else 0.1) and done < self.total:
             return
         self.shown = elapsed
-        self.note = ", ".join(f"{name} {_read(value)}" for name, value in notes.items())
+        self.note = ", ".join(f"{name} {_short(_read(value))}" for name, value in notes.items())
         if self.live is None:
             log.info("%s", self.text(elapsed))
         else:
             self.live.n, self.live.total = done, self.total
             self.live.set_postfix_str(self.note)
+
+    def _tell(self, notes: dict[str, object]) -> None:
+        share = self.done * self.times // max(1, self.total)
+        if self.tell is not None and share > self.told:
+            self.told = share
+            self.tell(done=self.done, total=self.total, **{name: _read(value) for name, value in notes.items()})
 
     def text(self, elapsed: float) -> str:
         """The bar as one line, as long as its notes need."""
@@ -57,9 +72,11 @@ class Bar:
             self.live.close()
 
 
-def _read(value: object) -> str:
-    if isinstance(value, Tensor):
-        value = float(value)
+def _read(value: object) -> object:
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from smi_fed.wrappers import REMEDY, matched, plain_state, unwrapped
 SCHEMA_VERSION = 1
 STUDENT_FORMAT = "smi-fed.student"
 STUDENT_VERSION = 1
+
+COLOURS = {"student": "#0072b2", "ensemble": "#d97a00", "client": "#949494", "rest": "#3b1f5c"}
+"""Told apart from each other and from white, whichever kind of cone one lacks."""
 
 
 def save_student(path: str | os.PathLike[str], student: nn.Module) -> None:
@@ -87,16 +91,16 @@ def plot_curves(path: str | os.PathLike[str], losses: Sequence[float], rounds: S
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
+    left.plot(range(1, len(losses) + 1), losses, color=COLOURS["student"], linewidth=1)
     left.set(xlabel="distillation step", ylabel="T² KL to the ensemble", title="Student's loss", yscale="log")
     admitted = [client for client in clients if client["admitted"]]
-    scores = [(client["name"], client["test_accuracy"], "tab:gray") for client in admitted]
-    scores.append(("ensemble", ensemble_accuracy, "tab:green"))
-    scores += [(f"student, round {each['round']}", each["student_test_accuracy"], "tab:blue") for each in rounds]
+    scores = [(client["name"], client["test_accuracy"], COLOURS["client"]) for client in admitted]
+    scores.append(("ensemble", ensemble_accuracy, COLOURS["ensemble"]))
+    scores += [(f"student, round {r['round']}", r["student_test_accuracy"], COLOURS["student"]) for r in rounds]
     if bars := [(name, 100 * score, colour) for name, score, colour in scores if score is not None]:
         _bars(right, bars, "%.1f", xlabel="test accuracy in %", xlim=(0, 112), title="Held-out test split")
     else:
-        bars = [(client["name"], client["num_examples"], "tab:gray") for client in admitted]
+        bars = [(client["name"], client["num_examples"], COLOURS["client"]) for client in admitted]
         _bars(right, bars, "%d", xlabel="clients' images", title="Clients' images; nothing was tested")
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
@@ -131,13 +135,13 @@ def _measured_lines(measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _pairs(axes: Any, lines: Sequence[tuple[str, dict[str, Any]]], title: str) -> None:
     """Two horizontal bars for each named line, the student's and the own model's accuracy, from the top."""
-    for offset, key, label, colour in (
-        (-0.2, "student_accuracy", "student", "tab:blue"), (0.2, "own_accuracy", "own model", "tab:gray"),
+    for offset, kind, key, label in (
+        (-0.2, "student", "student_accuracy", "student"), (0.2, "client", "own_accuracy", "own model"),
     ):  # fmt: skip
         shown = [(place + offset, 100 * line[key]) for place, (_, line) in enumerate(lines) if line[key] is not None]
         if shown:
             places, lengths = zip(*shown, strict=True)
-            bars = axes.barh(places, lengths, height=0.4, color=colour, label=label)
+            bars = axes.barh(places, lengths, height=0.4, color=COLOURS[kind], label=label)
             axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7)
     axes.set_yticks(range(len(lines)), [name for name, _ in lines], parse_math=False)
     axes.invert_yaxis()
@@ -166,7 +170,7 @@ def plot_images(
     figure = Figure(figsize=(columns * 0.75, len(found) * 2.1), layout="constrained")
     axes = figure.subplots(len(found), squeeze=False)[:, 0]
     for axis, images, name in zip(axes, found, names, strict=True):
-        shown = _one_per_class(images, columns)
+        shown = one_per_class(images, columns)
         rows = [_side_by_side(pixels) for pixels in (shown.images, shown.masked(0.5))]
         axis.imshow(torch.cat(rows).numpy(), vmin=0, vmax=1)
         axis.set_title(
@@ -189,17 +193,20 @@ def _side_by_side(images: Tensor, gap: int = 2) -> Tensor:
     return torch.cat(list(framed), dim=2).permute(1, 2, 0)
 
 
-def _one_per_class(images: SparseImages, count: int) -> SparseImages:
-    """Up to `count` images, as many classes as there are, ordered by class."""
-    if images.targets.ndim != 1:
-        return images.select(slice(0, count))
-    seen: dict[int, list[int]] = {}
-    for index, target in enumerate(images.targets.tolist()):
-        seen.setdefault(target, []).append(index)
-    turns = max(map(len, seen.values()))
-    order = [rows[turn] for turn in range(turns) for rows in seen.values() if turn < len(rows)][:count]
-    order.sort(key=lambda index: int(images.targets[index]))
-    return images.select(torch.tensor(order))
+def one_per_class(images: SparseImages, count: int) -> SparseImages:
+    """Up to `count` images, as many classes as there are, ordered by class.
+
+    A second image of a trajectory comes after all others' first, since it looks much like the first.
+    """
+    targets = images.targets.tolist() if images.targets.ndim == 1 else [0] * len(images)
+    siblings, turns, order = Counter[int](), Counter[tuple[int, int]](), []
+    for index, (trajectory, target) in enumerate(zip(images.ids.tolist(), targets, strict=True)):
+        rank = siblings[trajectory]
+        order.append((rank, turns[rank, target], index))
+        siblings[trajectory] += 1
+        turns[rank, target] += 1
+    chosen = [index for *_, index in sorted(order)[:count]]
+    return images.select(torch.tensor(sorted(chosen, key=lambda index: targets[index])))
 
 
 def print_summary(report: dict[str, Any], console: Console | None = None) -> None:

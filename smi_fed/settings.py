@@ -166,6 +166,8 @@ class Settings:
     Args:
         evaluation: who measures, on images that nobody trains on: server | clients | both | none. Not given, it is
             the server, or the clients where `data.source` is none.
+        watch: who gets the run's numbers beside the log of events: tensorboard | mlflow | wandb, several or none.
+        show_real: whether report.html shows images of the server's test split beside the synthetic ones.
     """
 
     seed: Natural
@@ -179,6 +181,8 @@ class Settings:
     admission: AdmissionPolicy
     pool: PoolConfig = field(default_factory=PoolConfig)
     evaluation: Literal["server", "clients", "both", "none"] | None = None
+    watch: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    show_real: Flag = False
 
     def __post_init__(self) -> None:
         blind = self.data.source == "none"
@@ -186,6 +190,9 @@ class Settings:
             object.__setattr__(self, "evaluation", "clients" if blind else "server")
         allowed = "clients | none, since data.source is none; with data.source and data.name the server has images"
         require(not (blind and self.server_evaluates), "evaluation", self.evaluation, allowed)
+        shows, allowed = self.show_real, "false, where the server has no test split that it evaluates on"
+        require(not shows or self.server_evaluates, "show_real", shows, allowed)
+        require(len(set(self.watch)) == len(self.watch), "watch", list(self.watch), "each at most once")
         if self.distillation.ensemble in BY_CLASS:
             sends, allowed = (
                 self.client.send_label_counts,

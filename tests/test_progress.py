@@ -116,3 +116,15 @@ def test_a_terminal_gets_one_live_bar_and_no_lines(clock, lines, monkeypatch, ca
 def test_a_block_that_fails_is_not_swallowed(clock):
     with pytest.raises(RuntimeError, match="inside"), Bar("work", 2):
         raise RuntimeError("inside")
+
+
+def test_progress_is_told_in_equal_steps_and_no_tensor_is_read_between(clock):
+    told, loss = [], torch.zeros(()).as_subclass(Read)
+    clock.now = 0.0
+    bar = Bar("work", 1000, tell=lambda **values: told.append(values), times=4)
+    bar.shown = 1e9  # no line is shown
+    for done in range(1, 1001):
+        bar.at(done, loss=loss, images=done // 2)
+    assert told[:-1] == [{"done": done, "total": 1000, "loss": 0.125, "images": done // 2} for done in (250, 500, 750)]
+    assert told[-1]["done"] == 1000
+    assert Read.count == 5  # four told, and the last one shown

@@ -118,6 +118,7 @@ FAULTS = {
     },
     Settings: {
         "seed": (-1, NATURAL), "evaluation": ("client", "both | clients | none | server"),
+        "watch": ("wandb", "a list"), "show_real": (1, FLAG),
         **dict.fromkeys(GROUPS, (None, GROUP)),
     },
     FederationConfig: {"images": (-1, NATURAL), "iterations": (7, "an int >= 8"), "steps": (0, COUNT)},

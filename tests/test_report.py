@@ -16,8 +16,8 @@ from smi_fed.models import ModelSpec, build_model
 from smi_fed.report import (
     STUDENT_FORMAT,
     STUDENT_VERSION,
-    _one_per_class,
     load_student,
+    one_per_class,
     plot_curves,
     plot_evaluation,
     plot_images,
@@ -281,8 +281,32 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 )
 def test_as_many_classes_as_fit_are_shown(targets, count, correct):
     found = replace(sparse(len(targets)), targets=torch.tensor(targets))
-    assert _one_per_class(found, count).ids.tolist() == correct
+    assert one_per_class(found, count).ids.tolist() == correct
+
+
+def test_siblings_of_one_trajectory_do_not_crowd_out_others():
+    """Patch rebirth: ids 0 to 2 gave three images each, id 3 (of a class of its own) one."""
+    found = replace(
+        sparse(10), ids=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3]), targets=torch.tensor([0] * 6 + [1] * 3 + [2])
+    )
+    order = torch.arange(10)
+    found = replace(found, teachers=order)  # which image is which
+    assert one_per_class(found, 3).teachers.tolist() == [0, 6, 9]
+    assert one_per_class(found, 4).teachers.tolist() == [0, 3, 6, 9]  # another trajectory before a sibling
+    assert one_per_class(found, 6).teachers.tolist() == [0, 3, 1, 6, 7, 9]
+    many = multi_label(replace(sparse(4), ids=torch.tensor([0, 0, 1, 1]), teachers=order[:4]))
+    assert one_per_class(many, 2).teachers.tolist() == [0, 2]
+
+
+def test_clients_of_one_name_do_not_share_a_bar(tmp_path):
+    heights = []
+    for names in (("Nord", "Nord"), ("Nord",)):
+        clients = [{"name": name, "test_accuracy": 0.5, "admitted": True} for name in names]
+        plot_curves(tmp_path / "curves.png", [1.0, 0.5], [], clients, 0.9)
+        bars = (np.abs(pixels(tmp_path / "curves.png").astype(int) - [0x94, 0x94, 0x94]).sum(2) < 9).sum(1) > 50
+        heights.append(np.diff(bars.astype(int)).clip(0).sum())
+    assert heights == [2, 1]
 
 
 def test_images_of_many_labels_are_shown_as_they_come():
-    assert _one_per_class(multi_label(sparse(4)), 2).ids.tolist() == [0, 1]
+    assert one_per_class(multi_label(sparse(4)), 2).ids.tolist() == [0, 1]

@@ -49,6 +49,15 @@ def test_what_rounds_spent_is_added_and_kept_shares_are_weighed_by_images():
     assert seconds == {"train": 4.0, "inversion": 3.5, "distillation": 0.75, "total": 9.5}
 
 
+def test_curves_of_losses_are_thinned_and_keep_their_end():
+    assert reporting._thinned([]) == []
+    assert reporting._thinned([3.0, 2.0]) == [[1, 3.0], [2, 2.0]]
+    many = reporting._thinned([float(step) for step in range(1, 451)])
+    assert many[-1] == [450, 450.0]
+    assert many[0] == [5, 5.0]
+    assert len(many) == 90
+
+
 def test_what_the_settings_know_of_starts_is_told():
     student, other, deep = small_spec(), small_spec(depth=1), small_spec(depth=5)
     hub, file = replace(other, start="pretrained"), replace(deep, start="/weights.safetensors")

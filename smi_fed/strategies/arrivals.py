@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from smi_fed.events import Events
 from smi_fed.files import FileFormatError
 from smi_fed.inversion import DivergedError
 from smi_fed.pipeline import PipelineConfig, invert_teacher, seeded
@@ -35,6 +38,7 @@ class Arrivals:
         pool: images to start inversions from.
         pipeline: settings of the inversion.
         policy, expected: what is admitted.
+        events: what is told of replies and inversions.
         seed: of every draw.
         device: where teachers are inverted.
         by_node: what a client is told apart by, see `client`.
@@ -47,15 +51,16 @@ class Arrivals:
         pipeline: PipelineConfig,
         policy: AdmissionPolicy,
         expected: Expectation,
+        events: Events,
         *,
         seed: int,
         device: torch.device,
         by_node: bool,
     ) -> None:
         self.state, self.pool, self.pipeline, self.policy, self.expected = state, pool, pipeline, policy, expected
-        self.seed, self.device, self.by_node = seed, device, by_node
+        self.events, self.seed, self.device, self.by_node = events, seed, device, by_node
         self.round, self.verdicts = 0, list[Verdict]()
-        self.owners = dict[str, int]()
+        self.owners, self.names = dict[str, int](), dict[int, str]()
         self.classes: tuple[str, ...] | None = None
 
     def begin(self, server_round: int) -> bool:
@@ -66,6 +71,7 @@ class Arrivals:
         except (FileNotFoundError, FileFormatError) as error:
             log.warning("round %d: everybody is asked again, since a model is lost: %s", server_round, error)
             self.state.forget_verdicts(server_round)
+        self.names |= {verdict.node: verdict.called for verdict in self.verdicts if verdict.admitted}
         return bool(self.verdicts)
 
     def _checked(self, verdict: Verdict) -> Verdict:
@@ -81,15 +87,24 @@ class Arrivals:
 
     def admit(self, answer: Answer) -> None:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
+        if answer.claim is not None:
+            self._tell("reply", "arrived", answer.node)
         verdict = replace(self._judge(answer), sent=answer.sent, received=answer.received)
-        if not verdict.admitted:
+        if verdict.admitted:
+            about = {key: getattr(verdict, key) for key in ("architecture", "num_examples", "train_loss")}
+            self._tell("reply", "admitted", verdict.node, **about)
+        else:
             log.warning("%snode %d refused: %s", verdict.name and f"{verdict.name}, ", verdict.node, verdict.reason)
+            self._tell("reply", "refused", verdict.node, claimed_name=verdict.name, reason=verdict.reason)
         self.verdicts.append(verdict)
+
+    def _tell(self, stage: str, name: str, node: int, **values: Any) -> None:
+        """By the name that the node was admitted under, not by what it claims."""
+        self.events.tell(stage, name, self.names.get(node, f"node {node}"), id=str(node), **values)
 
     def _judge(self, answer: Answer) -> Verdict:
         if answer.claim is None:
-            known = next((name for name, node in self.owners.items() if node == answer.node), "")
-            return Verdict(answer.node, reason=answer.failure, name=known)
+            return Verdict(answer.node, reason=answer.failure, name=self.names.get(answer.node, ""))
         try:
             # Class statistics are for the student's start alone.
             expected = self.expected if self.round == 1 else replace(self.expected, features=0)
@@ -98,7 +113,7 @@ class Arrivals:
         except BadReplyError as error:
             return Verdict(answer.node, reason=str(error), name=answer.claim.name)
         teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
-        name = self._called(teacher.name, answer.node)
+        self.names[answer.node] = name = self._called(teacher.name, answer.node)
         stored = self.state.keep_teacher(self.round, teacher, file_name(name))
         architecture = describe(teacher.spec)
         log.info("%s, node %d admitted: %s, %d examples", name, answer.node, architecture, teacher.num_examples)
@@ -143,20 +158,26 @@ class Arrivals:
         assert stored is not None
         done = self.state.inverted(stored)
         if done is None:
+            self._tell("inversion", "started", verdict.node)
             try:
-                done = self._invert(stored, self.client(verdict))
+                done = self._invert(
+                    stored, self.client(verdict), partial(self._tell, "inversion", "progress", verdict.node)
+                )
             except DivergedError as error:
                 log.warning("node %d refused: %s", verdict.node, error)
+                self._tell("inversion", "failed", verdict.node, reason=str(error))
                 return replace(verdict, reason=str(error), teacher=None, reply=None)
+            about = {key: getattr(done[1], key) for key in ("images", "seconds", "kept_fraction")}
+            self._tell("inversion", "ended", verdict.node, **about)
         return replace(verdict, images=done[0], inversion=done[1])
 
-    def _invert(self, stored: StoredTeacher, client: str) -> Any:
+    def _invert(self, stored: StoredTeacher, client: str, tell: Callable[..., None]) -> Any:
         checkpoint, last = self.state.checkpoint(stored), self.pool.last.get(client)
 
         def attempt() -> Any:
             return invert_teacher(
                 stored.load(), client_number(stored.name), self.pipeline, self.generator(stored, INVERSION),
-                last=None if last is None else at_hand(last), checkpoint=checkpoint,
+                last=None if last is None else at_hand(last), checkpoint=checkpoint, tell=tell,
             )  # fmt: skip
 
         try:

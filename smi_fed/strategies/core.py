@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from smi_fed.checks import SettingError
 from smi_fed.distillation import DistillationRecord
+from smi_fed.events import Events
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, distill_student, seeded
@@ -63,6 +65,7 @@ class Core:
         identity: Mapping[str, str] | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         known_starts: Sequence[ModelSpec] = (),
+        events: Events | None = None,
         inner: Any = None,
     ) -> None:
         if min_teachers < 1:
@@ -72,7 +75,7 @@ class Core:
         self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
         self.min_teachers, self.projection, self.refines, self.seed = min_teachers, projection, refine, seed
         self.device, self.on_round, self.inner = torch.device(device), on_round, inner
-        self.pool = Pool(pool or PoolConfig())
+        self.pool, self.events = Pool(pool or PoolConfig()), events or Events()
         self.student = build_seeded(student, seed).to(self.device)
         self.state = RunState(state_directory, image_directory, self._identity() | dict(identity or {}), self.device)
         self.rounds = self.state.records()
@@ -83,8 +86,8 @@ class Core:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
         self.starts = start_weights(known_starts, self.student)
         self.arrivals = Arrivals(
-            self.state, self.pool, self.pipeline, self.policy, self._expected(), seed=seed, device=self.device,
-            by_node=projection != "ensemble",
+            self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, seed=seed,
+            device=self.device, by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
 
@@ -134,7 +137,8 @@ class Core:
         Args:
             sent: what clients are sent in this round, by its digests, so that it need not come back.
         """
-        self.seconds = 0.0
+        self.seconds, self.events.round = 0.0, server_round
+        self.events.tell("round", "started")
         self.arrivals.expected = replace(self.expectation, known={**self.starts, **(sent or {})})
         return self.arrivals.begin(server_round)
 
@@ -201,8 +205,16 @@ class Core:
         record.reused = sum(map(len, reused))
         shares = self.pool.shares(record.round, sum(map(len, record.stored))) if reused else None
         generator = seeded(self.seed, record.round, DISTILLATION)
-        found = distill_student(self.student, record.teachers, record.stored, config, generator, shares, reused)
+        found = self._taught(record.teachers, record.stored, generator, shares, reused)
         require_sound(self.student, f"the distillation of round {record.round}")
+        return found
+
+    def _taught(self, teachers: Any, images: Any, *how: Any, node: str = "") -> DistillationRecord:
+        """`distill_student` of this run's student, told to the watchers; of one node's teacher where it has a name."""
+        self.events.tell("distillation", "started", node)
+        tell = partial(self.events.tell, "distillation", "progress", node)
+        found = distill_student(self.student, teachers, images, self.pipeline.distillation, *how, tell=tell)
+        self.events.tell("distillation", "ended", node, steps=found.steps, seconds=found.seconds, kept=found.kept)
         return found
 
     def _project_each(self, record: RoundRecord) -> None:
@@ -211,10 +223,10 @@ class Core:
         for verdict, teacher, images in zip(record.admitted, record.teachers, record.stored, strict=True):
             self.student.load_state_dict(before)
             client = self.arrivals.client(verdict)
-            reused, config = self.pool.of(client), self.pipeline.distillation
+            reused = self.pool.of(client)
             shares = self.pool.shares(record.round, len(images), client) if reused else None
             generator = self.arrivals.generator(teacher, DISTILLATION)
-            found = distill_student(self.student, [teacher], [images], config, generator, shares, reused)
+            found = self._taught([teacher], [images], generator, shares, reused, node=verdict.called)
             require_sound(self.student, f"the distillation of {teacher.name} in round {record.round}")
             projections.append(self.weights)
             kept.append(found.kept)
@@ -234,6 +246,9 @@ class Core:
         Raises:
             UnsoundStudentError: it is not finite.
         """
+        self.events.tell(
+            "aggregation", "skipped" if aggregated is None else "ended", strategy=type(self.inner).__name__
+        )
         if aggregated is None:
             self.student.load_state_dict(sent)
             return self.weights, False
@@ -260,6 +275,7 @@ class Core:
         needed = [*record.stored, *self.pool.last.values(), *(entry.source for entry in self.pool.entries)]
         self.state.forget_images_but({each.path for each in needed if isinstance(each, StoredImages)})
         self.rounds.append(record)
+        self.events.tell("round", "ended", seconds=record.seconds, admitted=len(record.admitted))
         if self.on_round is not None:
             self.on_round(record)
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from smi_fed.events import Events
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.policy import AdmissionPolicy
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
         on_round: called with the finished `RoundRecord`.
         known_starts: specs of models, clients' and the student's, whose starts are on this machine. Where there
             are any, clients leave out of their replies what is equal to these, or to the student that was sent.
+        events: what is told of rounds, replies, inversions, distillations and aggregations, to watchers.
     """
 
     student: ModelSpec
@@ -60,3 +62,4 @@ class Options(TypedDict, total=False):
     identity: Mapping[str, str] | None
     on_round: Callable[[RoundRecord], None] | None
     known_starts: Sequence[ModelSpec]
+    events: Events | None

@@ -45,7 +45,9 @@ def finished(tmp_path_factory):
 
 def test_artefacts_are_all_there(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"report.json", "student.safetensors", "curves.png", "synthetic.png", "synthetic"}
+    assert names == {
+        "report.json", "report.html", "events.jsonl", "student.safetensors", "curves.png", "synthetic.png", "synthetic",
+    }  # fmt: skip
     assert len(list((finished / "synthetic").iterdir())) == 4
 
 

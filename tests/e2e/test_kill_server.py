@@ -107,3 +107,9 @@ def test_killed_again_and_again_it_ends_with_the_same_student(tmp_path):
         each["student_test_accuracy"] for each in whole["rounds"]
     ]
     assert not (output / "unfinished").exists()
+    events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+    assert {event["run"] for event in events} == {"killed"}
+    assert [event["name"] for event in events if event["stage"] == "run"] == ["started"] * 4 + ["ended"]
+    assert [(event["round"], event["name"]) for event in events if event["stage"] == "round"][-2:] == [
+        (2, "started"), (2, "ended"),
+    ]  # fmt: skip
