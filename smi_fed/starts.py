@@ -13,9 +13,8 @@ Start = Literal["own", "random", "pretrained", "average", "statistics"]
 STARTS: tuple[str, ...] = get_args(Start)
 FROM_CLIENTS = ("average", "statistics")
 """Those that are made of what clients sent in round 1."""
-
-
-_KWARGS = ("kwargs.checkpoint_path", "kwargs.pretrained")
+START_KEYS = ("start", "kwargs.checkpoint_path", "kwargs.pretrained")
+"""Those of a spec that say what its model starts from."""
 
 
 def start_of(spec: ModelSpec) -> str:
@@ -36,7 +35,9 @@ def naming_start(key: str) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise (error.under(key) if error.key in ("start", *_KWARGS) else error) from error
+        if error.key not in START_KEYS:
+            raise
+        raise error.under(key) from error
 
 
 def start_of_client(spec: ModelSpec, student: ModelSpec) -> str:

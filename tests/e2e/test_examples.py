@@ -126,6 +126,7 @@ def test_the_app_in_process(pictures_app, stand_in, name, tmp_path):
         return reply
 
     nodes = {70 + i: {"partition-id": i, "num-partitions": CLIENTS} for i in range(CLIENTS)}
+    nodes[71]["data"] = stand_in["data"]  # its own, of which nobody else has a part
     server.main(InProcessGrid(answer, nodes, config), Context(1, 1, {}, RecordDict(), config))
     check(json.loads((tmp_path / "history.json").read_text()), rounds=1)
     models = []
@@ -135,6 +136,8 @@ def test_the_app_in_process(pictures_app, stand_in, name, tmp_path):
         assert spec is None or spec.class_names == ("blue", "green", "red")
         assert near(content[records.ARRAYS].to_torch_state_dict(), stand_in["weights"].format(models[-1]))
     assert sorted(models) == sorted(MODELS if name == "after" else MODELS[:1] * CLIENTS)
+    counts = sorted(each[records.METRICS]["num-examples"] for each in sent if records.ARRAYS in each)
+    assert counts == [24, 48]
     kinds = {frozenset(each[records.ARRAYS]) for each in sent if records.ARRAYS in each}
     assert len(kinds) == (2 if name == "after" else 1)
 
