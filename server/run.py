@@ -222,7 +222,8 @@ class FederatedRun:
             return None
         found = summary(self.evaluation.rounds[server_round], self._class_names())
         for each in found["clients"]:
-            about = {key: each[key] for key in ("images", "student_accuracy", "own_accuracy", "reason") if each[key]}
+            known = {key: each[key] for key in ("images", "student_accuracy", "own_accuracy", "reason")}
+            about = {key: value for key, value in known.items() if value not in (None, "")}
             self.events.tell("evaluation", "measured" if each["images"] else "missed", each["name"], **about)
         log.info("round %d: %s", server_round, in_words(found))
         return found

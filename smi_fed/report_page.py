@@ -44,7 +44,8 @@ def write_page(directory: str | os.PathLike[str], real: ImageSet | None = None) 
     report, path = read_report(directory / "report.json"), directory / "report.html"
     with replacing(path) as part:
         shown = pictures(report, directory / "synthetic", real)
-        part.write_text(page(report, directory.name, shown), encoding="utf-8")
+        html = page(report, directory.name, shown)
+        part.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")  # JSON may have half a character
     return path
 
 
@@ -92,9 +93,8 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if ensemble.get("test_accuracy") is not None:
         tiles.append(("Ensemble", percent(ensemble["test_accuracy"]), f"weighted by {ensemble['weights']}"))
     if clients:
-        tiles.append(
-            ("Clients admitted", f"{sum(c['admitted'] for c in clients)} of {len(clients)}", "in the last round")
-        )
+        admitted = sum(each["admitted"] for each in clients)
+        tiles.append(("Clients admitted", f"{admitted} of {len(clients)}", "in the last round"))
     if inversion:
         saved = 1 - inversion["flops"] / (inversion["dense_flops"] or inversion["flops"] or 1)
         note = f"{percent(inversion['kept_fraction'])} of the patches kept, {percent(saved)} of dense FLOPs saved"
@@ -108,30 +108,17 @@ def _clients(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     there = {each["node"]: each for each in measured.get("clients", ())}
     blank = {"node": "", "architecture": "", "start": "", "num_examples": "", "test_accuracy": None, "note": ""}
     # Of a strategy that ran by itself only what clients measured is known.
-    clients = report.get("clients") or [
-        {"node": n, "name": each["name"], "admitted": True} for n, each in there.items()
-    ]
+    alone = [{"node": node, "name": each["name"], "admitted": True} for node, each in there.items()]
     rows = []
-    for each in clients:
+    for each in report.get("clients") or alone:
         own = there.get(each["node"], nothing)
         times = sum(each["name"] in line.get("admitted", ()) for line in report["rounds"])
         note = "; ".join(filter(None, [each.get("reason"), each.get("warning"), own.get("reason")]))
         rows.append({**blank, **each, "kind": "client", "there": own, "times": times, "note": note})
-    if report.get("ensemble"):
-        by = f"weighted by {report['ensemble']['weights']}"
-        rows.append(
-            {
-                **blank,
-                **report["ensemble"],
-                "kind": "ensemble",
-                "name": "ensemble",
-                "architecture": by,
-                "there": nothing,
-            }
-        )
-    if report.get("student"):
-        mean = measured.get("mean") or nothing
-        rows.append({**blank, **report["student"], "kind": "student", "name": "student", "there": mean})
+    for kind in ("ensemble", "student"):
+        if report.get(kind):
+            own = (measured.get("mean") if kind == "student" else None) or nothing
+            rows.append({**blank, **report[kind], "kind": kind, "name": kind, "there": own})
     return rows
 
 

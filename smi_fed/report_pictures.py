@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -80,6 +79,8 @@ def chart(
     log: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """What the page draws of lines by (label, colour, dashes), each of at least one point (x, y); y > 0 where `log`."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     left, right, top, bottom = 48, 464, 12, 188
     xs, ys = ([point[axis] for line in lines.values() for point in line] for axis in (0, 1))
     scale = math.log10 if log else float

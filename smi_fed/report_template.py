@@ -49,6 +49,7 @@ h1 { margin: 0; font-size: 1.6rem; }
 h2 { margin: 2.2rem 0 .6rem; font-size: 1.15rem; }
 p { margin: .3rem 0; }
 .quiet, figcaption, th, code { color: var(--quiet); }
+code { font: 12px ui-monospace, monospace; white-space: nowrap; }
 figure, .tile, .wide { margin: 0; border: 1px solid var(--edge); border-radius: .5rem; background: var(--card); }
 figure + figure { margin-top: .8rem; }
 .charts figure { margin: 0; }
@@ -74,7 +75,7 @@ thead th, .more td { border-top: 0; }
 th { font-weight: 500; }
 .number { text-align: right; }
 .number, .status, .images th:first-child { white-space: nowrap; }
-.name { min-width: 7rem; max-width: 18rem; overflow-wrap: anywhere; }
+.name { min-width: 10rem; max-width: 18rem; overflow-wrap: anywhere; }
 tr.ensemble td, tr.student td { background: var(--page); }
 .bar { display: inline-block; width: 4rem; height: .6rem; border-radius: 2px; background: var(--edge); }
 .bar span { display: block; height: 100%; border-radius: 2px; background: var(--client); }
@@ -127,9 +128,9 @@ img.kept { background: repeating-linear-gradient(45deg, var(--edge) 0 3px, trans
 {% if refused and rounds | length > 1 %}
 <h2>Refused</h2>
 <div class="wide"><table>
-<thead><tr><th class="number">Round</th><th>Client</th><th>Reason</th></tr></thead>
+<thead><tr><th>Round</th><th>Client</th><th>Reason</th></tr></thead>
 {% for each in refused %}
-<tr><td class="number">{{ each.round }}</td><td class="name">{{ each.name }}<br><code>{{ each.node }}</code></td>
+<tr><td>{{ each.round }}</td><td class="name">{{ each.name }}<br><code>{{ each.node }}</code></td>
 <td>{{ each.reason }}</td></tr>
 {% endfor %}
 </table></div>

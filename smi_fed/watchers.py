@@ -44,7 +44,7 @@ class JsonLines:
         if not self.opened:
             self._open()
         line = asdict(event) | {"values": {key: _plain(value) for key, value in event.values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # half a character may come
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -43,7 +43,8 @@ def test_all_are_told_of_start_and_failure_and_one_who_fails_is_told_no_more(cap
 def test_a_log_goes_on_after_what_was_whole(tmp_path):
     path = tmp_path / "events.jsonl"
     one, two, three = (
-        Event(1.5, "run", round_, "round", "started", values={"loss": float("nan")}) for round_ in (1, 2, 3)
+        Event(1.5, "run", round_, "round", "started", values={"loss": float("nan"), "reason": "\ud800"})
+        for round_ in (1, 2, 3)
     )
     first = JsonLines(path)
     first(one)
@@ -54,7 +55,7 @@ def test_a_log_goes_on_after_what_was_whole(tmp_path):
     assert [line["round"] for line in lines] == [1, 3]
     assert lines[0] == {
         "time": 1.5, "run": "run", "round": 1, "stage": "round", "name": "started", "node": "",
-        "values": {"loss": "nan"},
+        "values": {"loss": "nan", "reason": "\ud800"},
     }  # fmt: skip
     unused = JsonLines(path, append=False)
     assert len(path.read_text().splitlines()) == 2  # nothing goes before there is something to write

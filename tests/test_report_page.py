@@ -149,6 +149,7 @@ def run_directory(tmp_path, found, classes=None):
     (tmp_path / "synthetic").mkdir(parents=True)
     found.save(tmp_path / "synthetic" / "one.safetensors")
     report = {**full(), "schema": 1, "classes": ["a", "b", HOSTILE, "d", "e"]}
+    report["clients"][1]["reason"] = "half a character: \ud800"
     report["clients"][0]["images"] = {"file": "one.safetensors", "classes": classes}
     (tmp_path / "report.json").write_text(json.dumps(report))
     return tmp_path
