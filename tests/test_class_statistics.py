@@ -6,7 +6,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
 from smi_fed.checks import SettingError
-from smi_fed.class_statistics import class_statistics, discriminant, features, merged, put_head, ridge
+from smi_fed.class_statistics import ClassStatistics, class_statistics, discriminant, features, merged, put_head, ridge
 from tests.models import masked_model, small_vit, token_model
 
 
@@ -100,3 +100,18 @@ def test_a_model_without_one_linear_head_is_refused():
     model.backbone.get_classifier = lambda: torch.nn.Identity()
     with pytest.raises(SettingError, match="model.student: got 'deit_tiny_distilled_patch16_224', allowed: a timm"):
         class_statistics(model, [])
+
+
+def test_a_discriminant_in_half_precision_names_the_same_classes():
+    """Means far from 0 and directions of little variance, as features of a pretrained ViT have."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-1.5, 0.5, 64, dtype=torch.float64)
+    labels = torch.arange(9).repeat_interleave(100)
+    means = 5 + torch.randn(9, 64, generator=generator).double() * scale
+    found = means[labels] + torch.randn(900, 64, generator=generator).double() * scale
+    sums = torch.zeros(9, 64, dtype=torch.float64).index_add_(0, labels, found)
+    weight, bias = discriminant(ClassStatistics(labels.bincount().double(), sums, found.T @ found))
+    exact = (found @ weight.T + bias).argmax(1)
+    half = (found.bfloat16() @ weight.bfloat16().T + bias.bfloat16()).argmax(1)
+    assert float((exact == labels).double().mean()) > 0.98
+    assert float((half == exact).double().mean()) > 0.98
