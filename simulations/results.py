@@ -25,7 +25,8 @@ from smi_fed.progress import show_log
 from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
-STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in (compare, methods, owners, rounds, scale, warm_start, why_random))
+_ALL = (compare, methods, owners, rounds, scale, warm_start, why_random)
+STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -89,9 +89,9 @@ def test_the_start_alone_is_a_baseline(kind, expected, projection):
 def test_distillation_begins_from_the_start_in_round_1_alone(monkeypatch, kind, expected, projection):
     began, distill = [], core.distill_student
 
-    def noted(student, *arguments):
+    def noted(student, *arguments, **options):
         began.append({key: value.clone() for key, value in student.state_dict().items()})
-        return distill(student, *arguments)
+        return distill(student, *arguments, **options)
 
     monkeypatch.setattr(core, "distill_student", noted)
     wrapped, each = strategy(kind, PIPELINE, projection=projection), 1 if projection == "ensemble" else 3
