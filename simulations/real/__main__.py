@@ -114,7 +114,8 @@ def make(directory: Path) -> list[str]:
             out.mkdir()
             PARTS[name](out)
             shutil.move(out, directory / name)
-    pictures.list_all(directory / "pictures")
+    if "pictures" in PARTS and not (directory / "pictures" / "all.csv").exists():
+        pictures.list_all(directory / "pictures")
     return missing
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,8 +59,10 @@ def test_a_federation_of_pretrained_models(tmp_path, starts, caplog):
     assert (report["start"], report["student"]["start"]) == ("own", "file")
     assert report["distillation"]["steps"] == 3
     assert "client 0: training: finetune, steps 3, trainable last:1; device: " in caplog.text
-    text = (tmp_path / "out" / "report.json").read_text()
-    assert "safetensors" not in text
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    place = Path(starts.rpartition("=")[2]).parent
+    assert str(place) in json.dumps(told.pop("settings"))  # the server's own
+    assert str(place) not in json.dumps(told)
     load_student(tmp_path / "out" / "student.safetensors")
     # What is frozen does not travel, and the report of each round tells what did.
     assert report["rounds"][0]["bytes"] == [

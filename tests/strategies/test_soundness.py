@@ -74,6 +74,7 @@ def test_a_student_that_is_not_finite_is_never_written(tmp_path, monkeypatch, br
 def test_distillation_that_diverges_is_told(monkeypatch):
     def diverging(student, *_arguments, **_options):
         student.backbone.head.bias.data.fill_(torch.nan)
+        return core.DistillationRecord()
 
     monkeypatch.setattr(core, "distill_student", diverging)
     with pytest.raises(UnsoundStudentError, match=r"after the distillation of round 1 .*head\.bias is not finite"):
