@@ -18,16 +18,20 @@ from smi_fed.inversion import InversionProgress
 log = logging.getLogger("smi_fed")
 
 LOG_INTERVAL = 3.0
-"""Seconds between two log lines of one bar."""
+"""Seconds between two log lines of one bar, where nothing else is said."""
 
 
 class Bar:
-    """One bar; use as a context manager and call `at` as often as you like."""
+    """One bar; use as a context manager and call `at` as often as you like.
 
-    def __init__(self, label: str, total: int, unit: str = "it") -> None:
-        self.label, self.total, self.unit = label, total, unit
+    Args:
+        interval: seconds between two log lines.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "it", interval: float = LOG_INTERVAL) -> None:
+        self.label, self.total, self.unit, self.interval = label, total, unit, interval
         self.started = time.monotonic()
-        self.shown = -LOG_INTERVAL
+        self.shown = -interval
         self.done, self.note = 0, ""
         self.live = tqdm(desc=label, total=total, unit=unit, leave=True) if sys.stderr.isatty() else None
 
@@ -35,7 +39,7 @@ class Bar:
         """`done` of the total; notes are shown behind the bar. Tensors are read only when shown."""
         self.done = done
         elapsed = time.monotonic() - self.started
-        if elapsed - self.shown < (LOG_INTERVAL if self.live is None else 0.1) and done < self.total:
+        if elapsed - self.shown < (self.interval if self.live is None else 0.1) and done < self.total:
             return
         self.shown = elapsed
         self.note = ", ".join(f"{name} {_read(value)}" for name, value in notes.items())
