@@ -14,6 +14,7 @@ from rich.console import Console
 from clients.app import app as client_app
 from clients.node import NodeConfig, node_of, node_split
 from server.run import FederatedRun
+from simulations.digit_folders import write_digits
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import join_overrides, load_settings
@@ -21,7 +22,7 @@ from smi_fed.files import load_tensors
 from smi_fed.models import build_model
 from smi_fed.report import load_student, print_summary
 from smi_fed.strategies.evaluation import NOTHING
-from tests.e2e.test_owners import ARCH, CONF, HOSPITALS, by_name, owners, simulated, write_digits
+from tests.e2e.test_owners import ARCH, CONF, HOSPITALS, by_name, owners, simulated
 
 NONE = ["experiment=smoke", "data.source=none", "data.test_fraction=0.25"]
 
