@@ -9,7 +9,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo compare throughput real-data test test-slow lint docs format clean
+.PHONY: setup demo deploy-demo compare throughput real-data test test-slow lint docs format clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 
 demo: $(READY)
 	@$(BIN)/python -m simulations.demo
+
+deploy-demo: $(READY)
+	@$(BIN)/python -m simulations.deployment
 
 compare: $(READY)
 	@$(BIN)/python -m simulations.compare

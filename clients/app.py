@@ -22,6 +22,7 @@ from smi_fed.devices import choose_device
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
+from smi_fed.progress import Bar, show_log
 from smi_fed.starts import naming_start, start_of_client
 from smi_fed.strategies.evaluation_records import pack_evaluation
 from smi_fed.strategies.finishing import ACTION, pack_answer
@@ -31,6 +32,8 @@ from smi_fed.training import train
 
 log = logging.getLogger("smi_fed")
 CONF = Path(__file__).resolve().parent.parent / "conf"
+LOG_INTERVAL = 10.0
+"""Seconds between two lines of training in a node's log."""
 
 app = ClientApp()
 
@@ -74,6 +77,8 @@ def show_to_student(message: Message, context: Context) -> Message:
 
 def _begin(context: Context) -> tuple[Settings, Node]:
     """The run's settings and this node; what cannot be is told with the node's name."""
+    if not log.hasHandlers():  # a process of Flower's own, whose output is the node's log
+        show_log()
     # Clients of a simulation share the machine, and two threads on a busy core are far slower than one.
     torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
     with telling(clean_name(str(context.node_config.get("name", "")))):
@@ -85,13 +90,15 @@ def _reply(settings: Settings, node: Node, spec: ModelSpec, message: Message, co
     images, _, spec = node_images(settings, node, spec)
     data = images.loaded() if settings.clients_train else images
     settings = replace(settings, data=node.data)
-    request, name = TrainRequest(message, settings.model.student), node.name or "this node"
+    request = TrainRequest(message, settings.model.student)
     if settings.clients_train:
-        model, loss = train_round(settings, node.number, spec, data, request, OwnModels(context, node.number))
-        log.info("%s, round %d: %s on %d images, loss %.3f", name, request.round, spec.name, len(data), loss)
+        own = OwnModels(context, node.number)
+        model, loss = train_round(settings, node.number, spec, data, request, own, node.called)
+        log.info("%s, round %d: trained %s on %d images, loss %.3f",
+                 node.called, request.round, spec.name, len(data), loss)  # fmt: skip
     else:  # random weights of its architecture, so that no start of its own travels for nothing
         model, loss = build_seeded(architecture_of(spec), settings.seed), 0.0
-        log.info("%s: not trained, since its class statistics are all that is needed", name)
+        log.info("%s: not trained, since its class statistics are all that is needed", node.called)
     starts = start_of_client(spec, settings.model.student) != "random"
     content = pack_reply(
         spec,
@@ -114,13 +121,22 @@ def settings_of(overrides: str) -> Settings:
 
 
 def train_round(
-    settings: Settings, number: int, spec: ModelSpec, data: ImageSet, request: TrainRequest, own: OwnModels
+    settings: Settings,
+    number: int,
+    spec: ModelSpec,
+    data: ImageSet,
+    request: TrainRequest,
+    own: OwnModels,
+    called: str = "this node",
 ) -> tuple[Classifier, float]:
     """The client's model after this round, and its loss.
 
     A client of the student's architecture goes on from the student; another from its own
     newest model, if it has one: that of the last round in which it was asked. In the first
     round a pretrained client keeps its start, unless the student has one too.
+
+    Args:
+        called: the client's name in the log.
 
     Raises:
         SettingError: a device that is not there, a start that cannot be loaded, or more layers
@@ -138,9 +154,17 @@ def train_round(
     if before is not None:
         model.load_state_dict(before)
     model.to(device)
-    log.info("client %d: training: %s; device: %s (%s)", number, settings.client.training.summary, device, reason)
+    training = settings.client.training
+    log.info("%s, round %d: training on %d images: %s; device: %s (%s)",
+             called, request.round, len(data), training.summary, device, reason)  # fmt: skip
     generator = seeded(settings.seed, number, *([request.round] if request.round > 1 else []))
-    loss = train(model, data, settings.client.training, generator=generator, loss=loss_of(settings, model, request))
+    minimised = loss_of(settings, model, request)
+    with Bar(f"{called}: training", training.over(len(data)).steps, "step", LOG_INTERVAL) as bar:
+
+        def tell(step: int, now: torch.Tensor) -> None:
+            bar.at(step, loss=now)
+
+        loss = train(model, data, training, generator=generator, loss=minimised, progress=tell)
     own.save(request.round, question, model, loss)
     return model, loss
 

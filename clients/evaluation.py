@@ -32,7 +32,7 @@ def measure(settings: Settings, node: Node, request: TrainRequest, own: OwnModel
     _, held_out, spec = node_split(settings, node, spec)
     if not len(held_out):
         log.warning("%s: nothing is held out, with test_fraction %s there is nothing to evaluate",
-                    node.name or "this node", node.data.test_fraction)  # fmt: skip
+                    node.called, node.data.test_fraction)  # fmt: skip
         return Measured(node.name, Counts(0, 0))
     places = torch.tensor(class_positions(spec, settings.model.student))
     labels = places[held_out.labels]
@@ -41,6 +41,9 @@ def measure(settings: Settings, node: Node, request: TrainRequest, own: OwnModel
     student, theirs = named[0] == labels, places[named[1]] == labels if named[1:] else None
     tells = settings.client.send_label_counts
     total = counted(torch.zeros_like(labels), student, theirs, 1)[0]
+    log.info("%s, round %d: right on %d held-out images: the student %d, its own model %s",
+             node.called, request.round, total.images, total.student,
+             "-" if total.own is None else total.own)  # fmt: skip
     classes = counted(labels, student, theirs, settings.model.student.num_classes) if tells else None
     return Measured(node.name, total, classes)
 

@@ -106,6 +106,11 @@ class Node:
     owned: bool
     part: tuple[int, int]
 
+    @property
+    def called(self) -> str:
+        """What its own log calls it."""
+        return self.name or "this node"
+
 
 def node_of(settings: Settings, config: NodeConfig, node_id: int = 0) -> Node:
     """The node that says `config`.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from server.checks import check_models
-from simulations.superlink import PROJECT, LaunchError, superlink
+from simulations.processes import LaunchError
+from simulations.superlink import PROJECT, superlink
 from smi_fed.checks import SettingError, require
 from smi_fed.config import join_overrides, load_settings
 from smi_fed.files import writable_directory
@@ -26,26 +28,42 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=4, help="number of simulated clients")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as seed=1 inversion=dense")
     options = parser.parse_args(arguments)
-    output = options.output.expanduser().absolute()
-    overrides = join_overrides([f"strategy.min_nodes={options.clients}", *options.overrides])
+    output, clients = options.output.expanduser().absolute(), options.clients
+    overrides = join_overrides([f"strategy.min_nodes={clients}", *options.overrides])
+
+    def run() -> str:
+        with superlink() as link:
+            return link.run(overrides, output, supernodes=clients)
+
+    return checked(overrides, output, clients) or concluded(run, output)
+
+
+def checked(overrides: str, output: Path, clients: int) -> int:
+    """Tell what is wrong before anything is started; returns the exit status, 0 where nothing is."""
     try:
         settings = load_settings(PROJECT / "conf", overrides)
         places = settings.data.nodes
-        require(
-            len(places) in (0, options.clients), "data.nodes", list(places), f"{options.clients}, as --clients says"
-        )
+        require(len(places) in (0, clients), "data.nodes", list(places), f"{clients}, one for each client")
         check_models(settings)
         writable_directory(output)
     except (SettingError, OSError) as error:
         print(f"smi-fed: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def concluded(run: Callable[[], str], output: Path) -> int:
+    """Let a run end, be interrupted or fail, and tell how it was; returns the exit status.
+
+    Args:
+        run: returns the run's final status, and leaves nothing running however it ends.
+    """
     (output / "report.json").unlink(missing_ok=True)
     # Both stop the SuperLink on their way out; a shell's background job would inherit SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with superlink() as link:
-            status = link.run(overrides, output, supernodes=options.clients)
+        status = run()
     except LaunchError as error:
         print(f"smi-fed: {error}", file=sys.stderr)
         return 1

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from simulations.local_clients import check_clients, trained_clients
+from simulations.processes import LaunchError
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
-from simulations.superlink import PROJECT, LaunchError, superlink
+from simulations.superlink import PROJECT, superlink
 from smi_fed.config import Settings, join_overrides, load_settings
 from smi_fed.data import load_images
 from smi_fed.report import read_report

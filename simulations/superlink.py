@@ -1,4 +1,4 @@
-"""A SuperLink of one's own: private home, free ports, an empty directory, and gone at the end."""
+"""A SuperLink of one's own: private home, free port, an empty directory, and gone at the end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import json
 import math
 import os
 import re
-import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
-import psutil
 import torch
+
+from deploy.credentials import Certificates, make_certificates
+from simulations.processes import LaunchError, free_port, stop_family, tool
 
 PROJECT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 90
+POLL_SECONDS = 2.0
 CONNECTION = "smi-fed"
 
 QUIET = {
@@ -34,23 +38,23 @@ QUIET = {
 }
 
 
-class LaunchError(RuntimeError):
-    """A Flower process did not do what it should; the message says where its log is."""
-
-
 @dataclass(frozen=True)
 class SuperLink:
     """A running SuperLink.
 
     Attributes:
         port: of its HTTP API on 127.0.0.1.
-        home: its private FLWR_HOME, where logs are.
+        home: its private FLWR_HOME.
+        logs: where it and SuperNodes log.
         env: environment for `flwr` commands against it.
+        certificates: by which SuperNodes and `flwr` know it; None without TLS.
     """
 
     port: int
     home: Path
+    logs: Path
     env: Mapping[str, str]
+    certificates: Certificates | None
 
     def run(self, overrides: str, output: Path, supernodes: int | None = None) -> str:
         """`flwr run` of this project, its log on our standard output; returns the run's final status.
@@ -60,7 +64,7 @@ class SuperLink:
             output: absolute artefact directory.
             supernodes: of a simulation; None for separate SuperNodes.
         """
-        command = [_tool("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
+        command = [tool("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
         config = f"overrides={toml(overrides)} output={toml(output)}"
         if supernodes is not None:  # simulated clients live on this machine, and outlive a killed run here
             config += f" client-state={toml(output / 'unfinished' / 'clients')}"
@@ -74,17 +78,31 @@ class SuperLink:
         finally:
             process.terminate()
             process.wait()
-        return self.status()
+        return self.final_status()
+
+    def final_status(self) -> str:
+        """Status of the newest run once it has ended: `flwr run` may leave before it, and exits 0 whatever came."""
+        while not (status := self.status()).startswith(("finished", "never")):
+            time.sleep(POLL_SECONDS)
+        return status
 
     def status(self) -> str:
-        """Status of the newest run, such as finished:completed; `flwr run` itself exits 0 either way."""
-        command = [_tool("flwr"), "ls", CONNECTION, "--format", "json"]
-        found = subprocess.run(command, env=dict(self.env), capture_output=True, text=True, check=False)
-        try:
-            runs = json.loads(found.stdout[found.stdout.index("{") :])["runs"]
-        except (ValueError, KeyError) as error:
-            raise LaunchError(f"flwr ls said: {found.stdout}{found.stderr}") from error
+        """Status of the newest run now, such as finished:completed."""
+        runs = self.ask("runs", "ls", CONNECTION)
         return str(runs[0]["status"]) if runs else "never started"
+
+    def ask(self, key: str, *command: str) -> Any:
+        """What a `flwr` command answers under one key of its JSON.
+
+        Raises:
+            LaunchError: it answers something else.
+        """
+        words = [tool("flwr"), *command, "--format", "json"]
+        found = subprocess.run(words, env=dict(self.env), capture_output=True, text=True, check=False)
+        try:
+            return json.loads(found.stdout[found.stdout.index("{") :])[key]
+        except (ValueError, KeyError) as error:
+            raise LaunchError(f"flwr {' '.join(command)} said: {found.stdout}{found.stderr}") from error
 
 
 def gpus_of_client(clients: int) -> float:
@@ -102,8 +120,19 @@ def toml(text: object) -> str:
 
 
 @contextmanager
-def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = None) -> Iterator[SuperLink]:
-    """Start a SuperLink on free loopback ports; stop it and all it started at the end, whatever happens.
+def superlink(
+    simulation: bool = True,
+    extra_env: Mapping[str, str] | None = None,
+    insecure: bool = False,
+    logs: Path | None = None,
+) -> Iterator[SuperLink]:
+    """Start a SuperLink on a free loopback port; stop it, its runs and its SuperNodes at the end, whatever happens.
+
+    Args:
+        simulation: its SuperNodes are simulated, without TLS and keys.
+        extra_env: for its processes, beyond our own environment.
+        insecure: separate SuperNodes come without TLS and keys.
+        logs: directory for logs; None loses them at the end.
 
     Raises:
         LaunchError: it does not answer in time.
@@ -112,88 +141,54 @@ def superlink(simulation: bool = True, extra_env: Mapping[str, str] | None = Non
         home, empty = Path(scratch) / "home", Path(scratch) / "empty"
         home.mkdir()
         empty.mkdir()  # a foreign `server` package in its directory would win over ours
-        port = free_port()
-        _write_config(home, port)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         env = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra_env or {})}
-        command = [_tool("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        certificates = None if simulation or insecure else make_certificates(home / "credentials", [])
+        link = SuperLink(free_port(), home, logs or home, env, certificates)
+        link.logs.mkdir(exist_ok=True)
+        _write_config(link)
+        command = [tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(link.port), *_access(certificates)]
         command += ["--simulation"] if simulation else []
-        with (home / "superlink.log").open("w") as log:
+        with (link.logs / "superlink.log").open("w") as log:
             process = subprocess.Popen(
                 command, cwd=empty, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                _wait_until_healthy(process, port, home / "superlink.log")
-                yield SuperLink(port, home, env)
+                _wait_until_healthy(process, link)
+                yield link
             finally:
                 stop_family(process, home)
 
 
-def supernode(link: SuperLink, number: int, node_config: Mapping[str, str | int | float]) -> subprocess.Popen[bytes]:
-    """Start a SuperNode of any node config on this machine; its log is supernode<number>.log in the link's home."""
-    config = " ".join(f"{key}={toml(value) if isinstance(value, str) else value}" for key, value in node_config.items())
-    command = [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link.port}"]
-    command += ["--node-config", config, "--port", str(free_port())]
-    with (link.home / f"supernode{number}.log").open("w") as log:
-        return subprocess.Popen(
-            command, env=dict(link.env), cwd=link.home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+def _access(certificates: Certificates | None) -> list[str]:
+    """Arguments of a SuperLink that lets in registered keys over TLS, or anybody without it."""
+    if certificates is None:
+        return ["--insecure"]
+    files = {"--ssl-ca-certfile": certificates.authority, "--ssl-certfile": certificates.certificate}
+    named = [str(word) for pair in {**files, "--ssl-keyfile": certificates.key}.items() for word in pair]
+    return [*named, "--enable-supernode-auth"]
 
 
-def _write_config(home: Path, port: int) -> None:
-    (home / "config.toml").write_text(
+def _write_config(link: SuperLink) -> None:
+    files = link.certificates
+    access = f"root-certificates = {toml(files.authority)}" if files else "insecure = true"
+    (link.home / "config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n',
+        f'address = "127.0.0.1:{link.port}"\n{access}\n',
         encoding="utf-8",
     )
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_SECONDS
+def _wait_until_healthy(process: subprocess.Popen[bytes], link: SuperLink) -> None:
+    files, deadline = link.certificates, time.monotonic() + STARTUP_SECONDS
+    trust = ssl.create_default_context(cafile=files.authority) if files else True
+    url = f"{'https' if files else 'http'}://127.0.0.1:{link.port}/health"
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).is_success:
+            if httpx.get(url, timeout=1, verify=trust).is_success:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    raise LaunchError(f"the SuperLink did not start; its log ends:\n{log.read_text()[-2000:]}")
-
-
-def stop_family(process: subprocess.Popen[bytes], home: Path, patience: float = 10) -> None:
-    """End a process that we started and all that it started, politely at first.
-
-    Flower starts the ServerApp and Ray in sessions of their own, and some of them outlive
-    their parent; but every one of them has our private FLWR_HOME in its environment.
-    """
-    for ask in (psutil.Process.terminate, psutil.Process.kill):
-        members = _family(process, home)
-        for member in members:
-            with suppress(psutil.NoSuchProcess):
-                ask(member)
-        psutil.wait_procs(members, timeout=patience)
-    process.wait()
-
-
-def _family(process: subprocess.Popen[bytes], home: Path) -> list[psutil.Process]:
-    members = {}
-    with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(process.pid)
-        members = {each.pid: each for each in (first, *first.children(recursive=True))}
-    for each in psutil.process_iter():
-        with suppress(psutil.Error):
-            if each.pid != os.getpid() and each.environ().get("FLWR_HOME") == str(home):
-                members[each.pid] = each
-    return list(members.values())
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _tool(name: str) -> str:
-    """The command of this environment, not one of another on the path."""
-    return str(Path(sys.executable).parent / name)
+    log = (link.logs / "superlink.log").read_text(encoding="utf-8")
+    raise LaunchError(f"the SuperLink did not start; its log ends:\n{log[-2000:]}")

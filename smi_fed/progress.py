@@ -19,23 +19,25 @@ from smi_fed.inversion import InversionProgress
 log = logging.getLogger("smi_fed")
 
 LOG_INTERVAL = 3.0
-"""Seconds between two log lines of one bar."""
+"""Seconds between two log lines of one bar, where nothing else is said."""
 
 
 class Bar:
     """One bar; use as a context manager and call `at` as often as you like.
 
     Args:
+        interval: seconds between two log lines.
         tell: called with `done`, `total` and the notes, `times` times in about equal steps.
     """
 
     def __init__(
-        self, label: str, total: int, unit: str = "it", tell: Callable[..., None] | None = None, times: int = 10
-    ) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self, label: str, total: int, unit: str = "it", interval: float = LOG_INTERVAL,
+        tell: Callable[..., None] | None = None, times: int = 10,
+    ) -> None:  # fmt: skip
+        self.label, self.total, self.unit, self.interval = label, total, unit, interval
         self.tell, self.times, self.told = tell, times, 0
         self.started = time.monotonic()
-        self.shown = -LOG_INTERVAL
+        self.shown = -interval
         self.done, self.note = 0, ""
         self.live = tqdm(desc=label, total=total, unit=unit, leave=True) if sys.stderr.isatty() else None
 
@@ -44,7 +46,7 @@ class Bar:
         self.done = done
         self._tell(notes)
         elapsed = time.monotonic() - self.started
-        if elapsed - self.shown < (LOG_INTERVAL if self.live is None else 0.1) and done < self.total:
+        if elapsed - self.shown < (self.interval if self.live is None else 0.1) and done < self.total:
             return
         self.shown = elapsed
         self.note = ", ".join(f"{name} {_short(_read(value))}" for name, value in notes.items())

@@ -119,7 +119,7 @@ def test_questions_differ_by_round_settings_and_weights():
 def test_no_two_clients_and_no_two_rounds_share_their_draws(monkeypatch):
     seen = {}
 
-    def noted(model, _data, _config, *, generator, loss):
+    def noted(model, _data, _config, *, generator, **_options):
         first = next(model.parameters()).flatten()[0].item()
         seen[server_round, number] = (generator.initial_seed(), first)
         return 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-PACKAGES = ("smi_fed", "server", "clients", "simulations", "tests")
+PACKAGES = ("smi_fed", "server", "clients", "deploy", "simulations", "tests")
 FILES = {
     str(path.relative_to(PROJECT)): path for package in PACKAGES for path in sorted((PROJECT / package).rglob("*.py"))
 }
@@ -60,9 +60,10 @@ RULES = {
     ),
     "the library": (
         lambda file: below(file, "smi_fed"),
-        ("server", "clients", "simulations", "tests"),
+        ("server", "clients", "deploy", "simulations", "tests"),
     ),
-    "the apps": (lambda file: below(file, "server", "clients"), ("simulations", "tests")),
+    "the apps": (lambda file: below(file, "server", "clients"), ("deploy", "simulations", "tests")),
+    "deploy": (lambda file: below(file, "deploy"), ("server", "clients", "simulations", "tests")),
     "simulations": (lambda file: below(file, "simulations"), ("tests",)),
     "timm.create_model": (
         lambda file: not below(file, "smi_fed/models.py", "tests"),

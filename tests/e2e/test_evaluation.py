@@ -17,6 +17,7 @@ from clients.app import app as client_app
 from clients.evaluation import answers
 from clients.node import NodeConfig, node_of, node_split
 from server.run import FederatedRun
+from simulations.digit_folders import write_digits
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import join_overrides, load_settings
@@ -27,7 +28,7 @@ from smi_fed.models import build_model
 from smi_fed.report import load_student, print_summary
 from smi_fed.strategies.evaluation import NOTHING
 from smi_fed.training import predict
-from tests.e2e.test_owners import ARCH, CONF, HOSPITALS, by_name, owners, simulated, write_digits
+from tests.e2e.test_owners import ARCH, CONF, HOSPITALS, by_name, owners, simulated
 from tests.models import small_vit
 
 NONE = ["experiment=smoke", "data.source=none", "data.test_fraction=0.25"]

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from clients.app import app as client_app
 from server.run import FederatedRun
+from simulations.digit_folders import write_digits
 from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.config import join_overrides, load_settings
-from smi_fed.data import digits
 from smi_fed.models import build_seeded
 from smi_fed.report import load_student, print_summary
 from smi_fed.strategies import TooFewTeachersError
@@ -27,17 +27,6 @@ from tests.models import small_vit
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NONE = ["experiment=smoke", "data.source=none", "data.test_fraction=0"]
 ARCH = "vit_p8_w96_d3"
-
-
-def write_digits(directory, classes, count, first=0):
-    """`count` digits of each of `classes` as 32 px PNGs in class directories, from the `first` on."""
-    images, labels = digits()[0].images, digits()[0].labels
-    for name in classes:
-        (directory / name).mkdir(parents=True)
-        for number, row in enumerate((labels == int(name)).nonzero()[first : first + count, 0].tolist()):
-            pixels = (255 * images[row, 0]).round().to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(directory / name / f"{number}.png")
-    return directory
 
 
 HOSPITALS = {"St Mary's": "0123", "Hôpital Nord": "345", "Charité": "6789"}
@@ -101,7 +90,9 @@ def test_owners_are_called_by_their_names_in_the_log(places, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "smi_fed"):
         run(tmp_path, owners(places))
     for name, count in (("St Mary's", 12), ("Hôpital Nord", 12), ("Charité", 20)):
-        assert re.search(rf"{name}, round 1: .* on {count} images", caplog.text)
+        assert re.search(rf"{name}, round 1: training on {count} images: scratch", caplog.text)
+        assert re.search(rf"{name}: training: 100%.* 3/3 .*loss \d", caplog.text)
+        assert re.search(rf"{name}, round 1: trained vit_.* on {count} images, loss \d", caplog.text)
         assert re.search(rf"{name}, node \d+ admitted: .* {count} examples", caplog.text)
 
 

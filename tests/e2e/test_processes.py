@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from simulations.superlink import PROJECT, stop_family, superlink, supernode
+from simulations.deployment import OWNERS
+from simulations.superlink import PROJECT, superlink
+from simulations.supernode import supernode
 from smi_fed.report import load_student
-from tests.e2e.test_owners import HOSPITALS, write_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,10 +32,11 @@ def leftovers(marker):
     return found
 
 
-def demo(tmp_path, *overrides):
+def started(module, tmp_path, *overrides):
+    """A command of ours, and the mark by which its processes are known."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    command = [sys.executable, "-m", "simulations.demo", "--output", str(tmp_path / "out"), *overrides]
+    command = [sys.executable, "-m", module, "--output", str(tmp_path / "out"), *overrides]
     env = {**os.environ, "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, cwd=PROJECT, env=env, **pipes)
@@ -49,7 +51,7 @@ def wait_until_gone(marker, patience=30):
 
 
 def test_the_demo_end_to_end(tmp_path):
-    process, marker = demo(tmp_path, "experiment=smoke")
+    process, marker = started("simulations.demo", tmp_path, "experiment=smoke")
     printed, _ = process.communicate()
     assert process.returncode == 0, printed[-3000:]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -64,7 +66,7 @@ def test_the_demo_end_to_end(tmp_path):
 
 
 def test_a_failed_run_exits_with_1_and_says_why(tmp_path):
-    process, marker = demo(tmp_path, "experiment=smoke", "server.min_teachers=5")
+    process, marker = started("simulations.demo", tmp_path, "experiment=smoke", "server.min_teachers=5")
     printed, _ = process.communicate()
     assert process.returncode == 1
     assert "4 teachers admitted, 5 needed" in printed.splitlines()[-1]
@@ -73,15 +75,16 @@ def test_a_failed_run_exits_with_1_and_says_why(tmp_path):
 
 
 def test_a_mistake_is_told_in_one_line_at_once(tmp_path):
-    process, _ = demo(tmp_path, "inversion.iteratons=3")
+    process, _ = started("simulations.demo", tmp_path, "inversion.iteratons=3")
     printed, _ = process.communicate()
     assert process.returncode == 2
     assert printed.strip().splitlines()[-1].startswith("smi-fed: inversion.iteratons: got '3', allowed:")
     assert "Traceback" not in printed
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    process, marker = demo(tmp_path, "client.training.steps=100000")
+@pytest.mark.parametrize("module", ["simulations.demo", "simulations.deployment"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, module):
+    process, marker = started(module, tmp_path, "client.training.steps=100000")
     for line in process.stdout:
         if "waiting for train replies" in line:
             break
@@ -96,46 +99,47 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     assert not wait_until_gone(marker)
 
 
-def run_apart(node_configs, overrides, output):
-    """A SuperLink and a SuperNode for each node config: the run's status, and the nodes' logs."""
-    with superlink(simulation=False) as link:
-        nodes = [supernode(link, number, config) for number, config in enumerate(node_configs)]
-        try:
-            status = link.run(overrides, output)
-            return status, [(link.home / f"supernode{number}.log").read_text() for number in range(len(nodes))]
-        finally:
-            for node in nodes:
-                stop_family(node, link.home)
+def test_a_deployment_over_tls_with_keys(tmp_path):
+    """Three owners with directories and architectures of their own, strangers, and a server without data."""
+    process, marker = started("simulations.deployment", tmp_path)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    for stranger, reason in (("unregistered", "Failed to activate SuperNode"), ("without-tls", "Server disconnected")):
+        assert re.search(rf"refused, as it has to be: SuperNode '{stranger}' \(.*{reason}", printed)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["status"] == "completed"
+    assert {each["name"]: (each["num_examples"], each["admitted"]) for each in report["clients"]} == {
+        "St Mary": (480, True), "Hôpital Nord": (437, True), "Charité": (480, True),
+    }  # fmt: skip
+    assert len({each["architecture"] for each in report["clients"]}) == 3
+    assert (report["student"]["test_accuracy"], report["evaluation"]["mean"]["images"]) == (None, 348)
+    assert report["evaluation"]["mean"]["student_accuracy"] > 0.5
+    assert load_student(tmp_path / "out" / "student.safetensors").spec.num_classes == 10
+    for number, owner in enumerate(OWNERS):
+        log = (tmp_path / "out" / "logs" / f"supernode{number}.log").read_text()
+        assert f"{owner.name}, round 1: training on " in log
+        assert f"{owner.name}: training: 100%" in log
+        assert f"{owner.name}, round 1: trained vit_tiny_patch16_224 on " in log
+        assert log.count("round 1: trained") == 1
+    assert not wait_until_gone(marker)
 
 
 def test_separate_processes_on_loopback(tmp_path):
-    """A SuperLink, two SuperNodes with architectures of their own, one finished student."""
+    """A SuperLink, three SuperNodes, one of which names a directory that is not there and fails alone."""
     output = tmp_path / "out"
     architectures = ["vit_p8_w96_d3", "vit_p4_w48_d3"]
-    nodes = [{"partition-id": i, "num-partitions": 2, "arch": arch} for i, arch in enumerate(architectures)]
-    status, logs = run_apart(nodes, "experiment=smoke strategy.min_nodes=2", output)
-    assert status == "finished:completed", logs
+    configs = [{"partition-id": i, "num-partitions": 2, "arch": arch} for i, arch in enumerate(architectures)]
+    configs.append({"data": str(tmp_path / "gone"), "name": "Typo"})
+    with superlink(simulation=False, insecure=True) as link:
+        nodes = [supernode(link, f"supernode{number}", config) for number, config in enumerate(configs)]
+        status = link.run("experiment=smoke strategy.min_nodes=3", output)
+        assert status == "finished:completed", [node.said() for node in nodes]
+    assert [node.process.poll() is None for node in nodes] == [False] * 3
     report = json.loads((output / "report.json").read_text())
-    assert [client["architecture"].split("(")[1] for client in report["clients"]] == [
+    clients = {each["name"]: each for each in report["clients"]}
+    assert [clients[f"client {number}"]["architecture"].split("(")[1] for number in range(2)] == [
         "patch 8, width 96, depth 3, heads 4)", "patch 4, width 48, depth 3, heads 3)",
     ]  # fmt: skip
-    assert load_student(output / "student.safetensors")
-
-
-def test_owners_on_loopback_and_a_server_without_data(tmp_path):
-    """Each SuperNode has a directory and a name; one of them names a directory that is not there, and fails alone."""
-    output, places = tmp_path / "out", []
-    for number, (name, classes) in enumerate([*HOSPITALS.items(), ("Typo", "12")]):
-        directory = write_digits(tmp_path / f"site {number}", classes, 3 + number)
-        places.append({"data": str(directory), "name": name, "arch": "vit_p8_w96_d3"})
-    places[-1]["data"] += " gone"
-    overrides = "experiment=smoke data.source=none data.test_fraction=0 strategy.min_nodes=4"
-    status, logs = run_apart(places, overrides, output)
-    assert status == "finished:completed", logs
-    clients = json.loads((output / "report.json").read_text())["clients"]
-    assert {each["name"]: each["num_examples"] for each in clients if each["admitted"]} == {
-        "St Mary's": 12, "Hôpital Nord": 12, "Charité": 20,
-    }  # fmt: skip
-    (typo,) = [each for each in clients if not each["admitted"]]
-    assert re.search("Typo: data: got '.*site 3 gone', allowed: a directory of class directories", typo["reason"])
+    (typo,) = [each for each in report["clients"] if not each["admitted"]]
+    assert re.search("Typo: data: got '.*gone', allowed: a directory of class directories", typo["reason"])
     assert load_student(output / "student.safetensors")

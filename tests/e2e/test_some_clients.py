@@ -25,9 +25,9 @@ def test_a_client_goes_on_from_its_own_newest_model(tmp_path, monkeypatch, direc
     def copy(model):
         return {key: value.clone() for key, value in model.state_dict().items()}
 
-    def watched_round(settings, number, spec, data, request, own):
+    def watched_round(settings, number, spec, data, request, *more):
         asked.append((request.round, number))
-        return train_round(settings, number, spec, data, request, own)
+        return train_round(settings, number, spec, data, request, *more)
 
     def watched_train(model, *arguments, **options):
         server_round, number = asked[-1]

@@ -1,9 +1,9 @@
 import pytest
 
 from simulations import rounds
+from simulations.processes import LaunchError
 from simulations.rounds import METHODS, figure, overrides_of, table
 from simulations.runner.ledger import PROJECT
-from simulations.superlink import LaunchError
 from smi_fed.config import load_settings
 
 
