@@ -120,7 +120,7 @@ def test_a_deployment_over_tls_with_keys(tmp_path):
         assert f"{owner.name}, round 1: training on " in log
         assert f"{owner.name}: training: 100%" in log
         assert f"{owner.name}, round 1: trained vit_tiny_patch16_224 on " in log
-        assert log.count("round 1: trained") == 1
+        assert log.count("round 1: trained") == log.count(f"{owner.name}, round 1: right on ") == 1
     assert not wait_until_gone(marker)
 
 
