@@ -79,7 +79,8 @@ def test_each_owner_trains_on_its_own_directory_and_is_called_by_its_name(finish
 
 def test_all_artefacts_are_there_without_a_test(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"report.json", "student.safetensors", "curves.png", "synthetic.png", "synthetic"}
+    pictures = {"curves.png", "synthetic.png", "synthetic"}
+    assert names == {"report.json", "report.html", "events.jsonl", "student.safetensors", *pictures}
     assert load_student(finished / "student.safetensors").spec.num_classes == 10
     printed = io.StringIO()
     print_summary(json.loads((finished / "report.json").read_text()), Console(file=printed, width=120))

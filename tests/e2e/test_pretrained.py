@@ -24,7 +24,7 @@ from smi_fed.models import architecture_of, build_seeded
 from smi_fed.report import load_student
 from tests.e2e.test_app import CONF, nodes
 from tests.e2e.test_owners import ask
-from tests.e2e.test_processes import demo
+from tests.e2e.test_processes import started
 
 NAMES = ("vit_p4_w64_d2", "vit_p8_w96_d3", "vit_p4_w48_d3", "vit_p8_w64_d4")
 
@@ -87,7 +87,7 @@ def test_a_frozen_backbone_costs_a_heads_kilobytes(tmp_path, starts):
         f"model.clients.{NAMES[1]}.kwargs.depth=4", "training=head", "client.training.steps=3", "distillation=head",
         "distillation.steps=3", "inversion.statistics=0", "strategy.rounds=2",
     ]  # fmt: skip
-    process, _ = demo(tmp_path, *words)
+    process, _ = started("simulations.demo", tmp_path, *words)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed[-3000:]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
