@@ -106,7 +106,7 @@ def cells(options: Namespace) -> list[Cell]:
     return [
         Cell(
             {"skew": skew, "federation": federation, "method": name},
-            (*overrides_of(name), *options.overrides),
+            (*overrides_of(name), *options.overrides),  # the command line's again: it outweighs a method's
             (*SKEWS[skew], *FEDERATIONS[federation]),
         )
         for skew in options.skews
