@@ -26,13 +26,13 @@ from smi_fed.devices import choose_device
 from smi_fed.events import Events
 from smi_fed.files import writable_directory, write_json
 from smi_fed.layers import dotted
-from smi_fed.models import Classifier, architecture_of, build_model, build_seeded
+from smi_fed.models import architecture_of, build_model, build_seeded
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.report_page import write_page
 from smi_fed.starts import naming_start
 from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation
 from smi_fed.strategies.evaluation import in_words, summary
-from smi_fed.strategies.finishing import finish
+from smi_fed.strategies.finishing import arrays_of, finish
 from smi_fed.strategies.soundness import require_sound
 from smi_fed.strategies.watching_grid import WatchingGrid
 from smi_fed.training import accuracy
@@ -171,7 +171,7 @@ class FederatedRun:
         """Give the last round's student its last head, and measure it again."""
         before, timeout = self.scores[-1], self.settings.strategy.timeout
         done = finish(self.student, grid, before["round"], self.settings.admission, timeout)
-        arrays = ArrayRecord(_cpu(self.student))
+        arrays = arrays_of(self.student)
         if self.evaluation is not None:
             self.evaluation.again(before["round"], arrays, grid, timeout)
         self._score(before["round"], arrays)
@@ -252,10 +252,6 @@ class FederatedRun:
         own = self.test.class_names if self.test is not None else None
         theirs = next((teacher.spec.class_names for record in last for teacher in record.teachers), None)
         return student.class_names or own or theirs or [str(label) for label in range(student.num_classes)]
-
-
-def _cpu(model: Classifier) -> dict[str, Any]:
-    return {key: value.cpu() for key, value in model.state_dict().items()}
 
 
 def _identity(settings: Settings) -> dict[str, str]:

@@ -153,13 +153,13 @@ class DataFreeDistillation(Strategy):
                 self._judge(node, message, message)
         for question, node in asked.items():
             if question not in self._judged:
-                self.core.admit(Answer(node, failure="no reply in time", sent=self._sizes[node]))
+                self.core.admit(Answer(node, failure=records.failure_of(None), sent=self._sizes[node]))
 
     def _judge(self, node: int, message: Message, envelope: Message) -> None:
         self._judged.add(message.metadata.reply_to_message_id)
         sent, received = self._sizes.get(node, 0), 0
         if message.has_error():
-            answer = Answer(node, failure=f"client failed: {message.error.reason} (code {message.error.code})")
+            answer = Answer(node, failure=records.failure_of(message))
         else:
             received = records.size_of(message.content)
             try:

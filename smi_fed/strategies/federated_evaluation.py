@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from smi_fed.strategies.evaluation import Evaluated, named, shares
 from smi_fed.strategies.evaluation_records import pack_question, read_evaluation
-from smi_fed.strategies.records import BadReplyError
+from smi_fed.strategies.records import BadReplyError, failure_of
 
 log = logging.getLogger("smi_fed")
 
@@ -102,10 +102,8 @@ class FederatedEvaluation(Strategy):
         ]
 
     def _judge(self, node: int, reply: Message | None) -> Evaluated:
-        if reply is None:
-            return self._failed(node, "no reply in time")
-        if reply.has_error():
-            return self._failed(node, f"client failed: {reply.error.reason} (code {reply.error.code})")
+        if reply is None or reply.has_error():
+            return self._failed(node, failure_of(reply))
         try:
             measured = read_evaluation(reply.content, self.classes, self.most)
         except BadReplyError as error:

@@ -9,10 +9,9 @@ linear discriminant. FedCGS (Guan et al., AAAI 2025) does this with a frozen bac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -32,6 +31,7 @@ from smi_fed.strategies.records import (
     SCHEMA_VERSION,
     BadReplyError,
     clean_name,
+    failure_of,
     require_schema,
 )
 
@@ -77,7 +77,7 @@ def finish(
         SettingError: a student without one linear head.
     """
     expected = Expectation.with_features(student)
-    arrays = ArrayRecord({key: value.cpu() for key, value in student.state_dict().items()})  # type: ignore[arg-type]
+    arrays = arrays_of(student)
     asked = [Message(pack_question(server_round, arrays), node, QUESTION) for node in sorted(grid.get_node_ids())]
     replies = {reply.metadata.reply_to_message_id: reply for reply in grid.send_and_receive(asked, timeout=timeout)}
     known, missing = dict[str, ClassStatistics](), dict[str, str]()
@@ -94,17 +94,20 @@ def finish(
         raise NoStartError(
             f"finish: statistics needs the class statistics of a client; {missing or 'no node is there'}"
         )
-    put_head(student, discriminant(merged(list(_weighed(known.values(), policy)))))
+    put_head(student, discriminant(merged(_weighed(list(known.values()), policy))))
     log.info("the student's head is the discriminant of what it sees in the images of %d clients", len(known))
     return Finish(tuple(known), missing)
 
 
+def arrays_of(model: Classifier) -> ArrayRecord:
+    """A model's weights as they travel."""
+    return ArrayRecord({key: value.cpu() for key, value in model.state_dict().items()})  # type: ignore[arg-type]
+
+
 def _read(reply: Message | None, expected: Expectation, policy: AdmissionPolicy) -> tuple[str, ClassStatistics]:
     """A node's name and sums; raises BadReplyError, saying why there are none."""
-    if reply is None:
-        raise BadReplyError("no reply in time")
-    if reply.has_error():
-        raise BadReplyError(f"client failed: {reply.error.reason} (code {reply.error.code})")
+    if reply is None or reply.has_error():
+        raise BadReplyError(failure_of(reply))
     who, sums = reply.content.get(MODEL), reply.content.get(CLASS_STATISTICS)
     if not (isinstance(who, ConfigRecord) and isinstance(sums, ArrayRecord)):
         raise BadReplyError(f"the reply has no arrays {CLASS_STATISTICS!r} with {MODEL!r} beside them")
@@ -119,8 +122,7 @@ def _read(reply: Message | None, expected: Expectation, policy: AdmissionPolicy)
     return clean_name(str(who.get(NAME, ""))), known
 
 
-def _weighed(known: Iterable[ClassStatistics], policy: AdmissionPolicy) -> Iterable[Any]:
+def _weighed(known: Sequence[ClassStatistics], policy: AdmissionPolicy) -> list[ClassStatistics]:
     """The same, each of at most so many images as the policy's ratio to the median lets it have."""
-    parts = list(known)
-    most = policy.max_claim_ratio * median_low(float(part.counts.sum()) for part in parts)
-    return (capped(part, most) for part in parts)
+    most = policy.max_claim_ratio * median_low(float(part.counts.sum()) for part in known)
+    return [capped(part, most) for part in known]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -270,6 +270,13 @@ def read_reply(content: RecordDict) -> Claim:
         class_statistics=sums,
         left_out=left,
     )
+
+
+def failure_of(reply: Message | None) -> str:
+    """Why a node that was asked gave nothing to read; empty where it did."""
+    if reply is None:
+        return "no reply in time"
+    return f"client failed: {reply.error.reason} (code {reply.error.code})" if reply.has_error() else ""
 
 
 def require_schema(who: ConfigRecord) -> None:
