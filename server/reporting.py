@@ -180,6 +180,7 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool 
             "architecture": verdict.architecture,
             "num_examples": verdict.num_examples,
             "train_loss": verdict.train_loss if teacher and trained else None,
+            "age": verdict.age,
             "test_accuracy": None if score is None else score.accuracy,
             "admitted": verdict.admitted,
             "reason": verdict.reason,

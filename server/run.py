@@ -92,6 +92,7 @@ class FederatedRun:
         distillation = replace(settings.distillation, steps=steps)
         return DataFreeDistillation(
             self.inner,
+            waiting=settings.strategy.waiting,
             student=settings.model.student,
             pipeline=PipelineConfig(settings.server.images_per_teacher, settings.inversion, distillation),
             policy=settings.admission,

@@ -33,9 +33,11 @@ def stop_family(process: subprocess.Popen[bytes], home: Path, patience: float = 
 
     Flower starts the ServerApp and Ray in sessions of their own, and some of them outlive
     their parent; but each has a private FLWR_HOME, `home` or one inside it, in its environment.
+    Some of Ray's write their title over it: they are known as children as long as they have their parent.
     """
+    members: set[psutil.Process] = set()
     for ask in (psutil.Process.terminate, psutil.Process.kill):
-        members = _family(process, home)
+        members |= _family(process, home)
         for member in members:
             with suppress(psutil.NoSuchProcess):
                 ask(member)
@@ -43,14 +45,17 @@ def stop_family(process: subprocess.Popen[bytes], home: Path, patience: float = 
     process.wait()
 
 
-def _family(process: subprocess.Popen[bytes], home: Path) -> list[psutil.Process]:
-    members = {}
+def _family(process: subprocess.Popen[bytes], home: Path) -> set[psutil.Process]:
+    heads = []
     with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(process.pid)
-        members = {each.pid: each for each in (first, *first.children(recursive=True))}
+        heads.append(psutil.Process(process.pid))
     for each in psutil.process_iter():
         with suppress(psutil.Error):
             theirs = each.environ().get("FLWR_HOME")
             if each.pid != os.getpid() and theirs and Path(theirs).is_relative_to(home):
-                members[each.pid] = each
-    return list(members.values())
+                heads.append(each)
+    members = set(heads)
+    for head in heads:
+        with suppress(psutil.NoSuchProcess):
+            members.update(head.children(recursive=True))
+    return members

@@ -173,7 +173,8 @@ def invert_teacher(
 
 def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
     """Ensemble weights (teachers, classes or 1) of these teachers."""
-    return ensemble_weights(kind, [t.num_examples for t in teachers], [t.aligned_counts for t in teachers])
+    counts = [teacher.aligned_counts for teacher in teachers]
+    return ensemble_weights(kind, [t.num_examples for t in teachers], counts, [t.factor for t in teachers])
 
 
 def joint_probabilities(logits: Iterable[Tensor], teachers: Sequence[AnyTeacher], kind: str) -> Tensor:

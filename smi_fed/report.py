@@ -217,7 +217,8 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     for heading in ("", "architecture", "start", *numbers):
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for client in report["clients"]:
-        architecture = client["architecture"] if client["admitted"] else f"refused: {client['reason']}"
+        late = f", {lateness(client['age'])}" if client.get("age") else ""
+        architecture = client["architecture"] + late if client["admitted"] else f"refused: {client['reason']}"
         # A reason quotes what a client sent: brackets in it are no markup.
         name, architecture, start = escape(client["name"]), escape(architecture), _started(client.get("start"))
         received = decimal(client["bytes_from_client"]) if "bytes_from_client" in client else ""
@@ -246,6 +247,11 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         f"inversion: {inversion['images']} images, {inversion['method']}; {1 - inversion['kept_fraction']:.0%} of the "
         f"patches stopped by the end, {saved:.0%} of dense FLOPs saved"
     )
+
+
+def lateness(age: int) -> str:
+    """How old a client's model is, in words; empty where it is of this round."""
+    return f"of {age} round{'s' * (age > 1)} ago" if age else ""
 
 
 def _started(own: str | None, start: str | None = None) -> str:

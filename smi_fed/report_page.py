@@ -20,7 +20,7 @@ from smi_fed.data import DataConfig, ImageSet
 from smi_fed.data.sources import find_images
 from smi_fed.files import FileFormatError, replacing
 from smi_fed.layers import dotted
-from smi_fed.report import COLOURS, read_report
+from smi_fed.report import COLOURS, lateness, read_report
 from smi_fed.report_pictures import SIDE, chart, pictures
 from smi_fed.report_template import TEMPLATE
 
@@ -113,7 +113,8 @@ def _clients(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for each in report.get("clients") or alone:
         own = there.get(each["node"], nothing)
         times = sum(each["name"] in line.get("admitted", ()) for line in report["rounds"])
-        note = "; ".join(filter(None, [each.get("reason"), each.get("warning"), own.get("reason")]))
+        late = each["admitted"] and lateness(each.get("age", 0))
+        note = "; ".join(filter(None, [each.get("reason"), each.get("warning"), own.get("reason"), late]))
         rows.append({**blank, **each, "kind": "client", "there": own, "times": times, "note": note})
     for kind in ("ensemble", "student"):
         if report.get(kind):

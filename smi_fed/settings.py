@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -30,6 +30,7 @@ from smi_fed.policy import AdmissionPolicy
 from smi_fed.pool import PoolConfig
 from smi_fed.starts import FROM_CLIENTS, Start, check_start
 from smi_fed.training import TrainingConfig
+from smi_fed.waiting import WaitingConfig
 
 
 @checked
@@ -118,8 +119,8 @@ STRATEGIES = (
 
 
 @checked
-class StrategyConfig:
-    """The inner Flower strategy.
+class StrategyConfig(WaitingConfig):
+    """The inner Flower strategy, and what a round waits for (`WaitingConfig`).
 
     Args:
         name: a strategy of `flwr.serverapp.strategy`.
@@ -134,7 +135,7 @@ class StrategyConfig:
             head from class statistics of all clients, see `smi_fed.class_statistics`).
         finish: what the last round's student is given: own (nothing) | statistics (a head from class statistics of
             its own features, which every client sends in one more message).
-        rounds: federated rounds.
+        rounds: federated rounds; where the run is asynchronous, refreshes of the student.
         timeout: seconds to wait for the replies of a round.
         min_nodes: nodes to wait for before a round starts.
     """
@@ -151,7 +152,15 @@ class StrategyConfig:
     min_nodes: Count = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "arguments", self.arguments or {})
+        allowed = "null, where strategy.distillation is false and nothing is wrapped"
+        require(self.quorum is None or self.wraps, "quorum", self.quorum, allowed)
+
+    @property
+    def waiting(self) -> WaitingConfig:
+        """What a round waits for."""
+        return WaitingConfig(**{each.name: getattr(self, each.name) for each in fields(WaitingConfig)})
 
     @property
     def wraps(self) -> bool:
@@ -204,6 +213,9 @@ class Settings:
             check_start(strategy.start, self.model.student, strategy.refine)
         except SettingError as error:
             raise error.under("strategy") from error
+        least, quorum = self.server.min_teachers, strategy.quorum
+        allowed = f"null, or at least server.min_teachers ({least})"
+        require((quorum or least) >= least, "strategy.quorum", quorum, allowed)
         changes = self.distills or strategy.refine or not strategy.wraps
         allowed = "1, since without distillation no round after the start changes the student"
         require(changes or strategy.rounds == 1, "strategy.rounds", strategy.rounds, allowed)

@@ -34,6 +34,7 @@ class TrainedTeacher:
         classes: for each of its classes the index among the student's; None where they are the same.
         num_classes: the student's; None where `classes` is.
         class_statistics: of the student's start, for `strategy.start=statistics`; None where the client sent none.
+        factor: how much it is heard beside others, in (0, 1]: less where its reply is late.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainedTeacher:
     classes: tuple[int, ...] | None = None
     num_classes: int | None = None
     class_statistics: ClassStatistics | None = None
+    factor: float = 1.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,6 +91,7 @@ class StoredTeacher:
     label_counts: tuple[int, ...] | None = None
     classes: tuple[int, ...] | None = None
     num_classes: int | None = None
+    factor: float = 1.0
 
     @property
     def aligned(self) -> Aligned:
@@ -120,7 +123,7 @@ class StoredTeacher:
         known = FeatureStatistics(means, stds, int(metadata["examples"])) if means else None
         return TrainedTeacher(
             self.name, model.eval().to(self.device), self.num_examples, self.label_counts, known, self.classes,
-            self.num_classes, _stored_sums(tensors),
+            self.num_classes, _stored_sums(tensors), self.factor,
         )  # fmt: skip
 
 
@@ -151,7 +154,7 @@ def store(teacher: TrainedTeacher, path: Path) -> StoredTeacher:
     )  # fmt: skip
     return StoredTeacher(
         path, teacher.model.mean.device, teacher.digest, teacher.name, teacher.spec, teacher.num_examples,
-        teacher.label_counts, teacher.classes, teacher.num_classes,
+        teacher.label_counts, teacher.classes, teacher.num_classes, teacher.factor,
     )  # fmt: skip
 
 

@@ -115,7 +115,8 @@ FAULTS = {
         "arguments": (3, GROUP), "distillation": ("no", FLAG), "projection": ("all", "ensemble | per_teacher"),
         "refine": (None, FLAG), "start": ("zero", "average | own | pretrained | random | statistics"),
         "finish": ("average", "own | statistics"), "rounds": (0, COUNT), "timeout": (0, POSITIVE),
-        "min_nodes": (-1, COUNT),
+        "min_nodes": (-1, COUNT), "quorum": (0, COUNT), "grace_seconds": (-1, "a number >= 0"),
+        "asynchronous": (None, FLAG), "staleness": ("much", "a number >= 0"),
     },
     Settings: {
         "seed": (-1, NATURAL), "evaluation": ("client", "both | clients | none | server"),

@@ -16,7 +16,12 @@ from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.training import evaluating
 
 
-def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Sequence[Sequence[float] | None]) -> Tensor:
+def ensemble_weights(
+    kind: str,
+    num_examples: Sequence[int],
+    label_counts: Sequence[Sequence[float] | None],
+    factors: Sequence[float] | None = None,
+) -> Tensor:
     """Weight of each teacher for each class.
 
     Args:
@@ -25,6 +30,7 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
             the image, see `certainty`.
         num_examples: per teacher.
         label_counts: per teacher, examples of each class; needed where classes are weighted.
+        factors: per teacher, by which its weights are multiplied; None is 1.
 
     Returns:
         (teachers, classes) or (teachers, 1) float32; every column sums to 1. A class that
@@ -46,8 +52,10 @@ def ensemble_weights(kind: str, num_examples: Sequence[int], label_counts: Seque
         weights = torch.tensor(values)[:, None]
     if bool((weights < 0).any()):
         raise ValueError("ensemble: got negative counts, allowed: counts >= 0")
+    factor = torch.ones(len(weights), 1) if factors is None else torch.tensor(factors, dtype=torch.float32)[:, None]
+    weights = weights * factor
     total = weights.sum(0)
-    return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / len(weights))
+    return torch.where(total > 0, weights / total.clamp(min=1e-12), factor / factor.sum())
 
 
 def certainty(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from smi_fed.strategies.federated_evaluation import FederatedEvaluation
 from smi_fed.strategies.legacy import LegacyDataFreeDistillation
 from smi_fed.strategies.round_record import RoundRecord, TooFewTeachersError, UnsoundStudentError
 from smi_fed.strategies.watching_grid import WatchingGrid
+from smi_fed.waiting import WaitingConfig
 
 __all__ = [
     "AdmissionPolicy",
@@ -17,5 +18,6 @@ __all__ = [
     "RoundRecord",
     "TooFewTeachersError",
     "UnsoundStudentError",
+    "WaitingConfig",
     "WatchingGrid",
 ]

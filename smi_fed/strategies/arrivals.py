@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import Answer, TooFewTeachersError, Verdict, describe
 from smi_fed.strategies.run_state import RunState, client_number, file_name
 from smi_fed.teachers import StoredTeacher
+from smi_fed.waiting import WaitingConfig
 
 log = logging.getLogger("smi_fed")
 
@@ -39,6 +40,7 @@ class Arrivals:
         pipeline: settings of the inversion.
         policy, expected: what is admitted.
         events: what is told of replies and inversions.
+        waiting: what late models count.
         seed: of every draw.
         device: where teachers are inverted.
         by_node: what a client is told apart by, see `client`.
@@ -53,12 +55,13 @@ class Arrivals:
         expected: Expectation,
         events: Events,
         *,
+        waiting: WaitingConfig,
         seed: int,
         device: torch.device,
         by_node: bool,
     ) -> None:
         self.state, self.pool, self.pipeline, self.policy, self.expected = state, pool, pipeline, policy, expected
-        self.events, self.seed, self.device, self.by_node = events, seed, device, by_node
+        self.events, self.waiting, self.seed, self.device, self.by_node = events, waiting, seed, device, by_node
         self.round, self.verdicts = 0, list[Verdict]()
         self.owners, self.names = dict[str, int](), dict[int, str]()
         self.classes: tuple[str, ...] | None = None
@@ -89,9 +92,9 @@ class Arrivals:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
         if answer.claim is not None:
             self._tell("reply", "arrived", answer.node)
-        verdict = replace(self._judge(answer), sent=answer.sent, received=answer.received)
+        verdict = replace(self._judge(answer), sent=answer.sent, received=answer.received, age=answer.age)
         if verdict.admitted:
-            about = {key: getattr(verdict, key) for key in ("architecture", "num_examples", "train_loss")}
+            about = {key: getattr(verdict, key) for key in ("architecture", "num_examples", "train_loss", "age")}
             self._tell("reply", "admitted", verdict.node, **about)
         else:
             log.warning("%snode %d refused: %s", verdict.name and f"{verdict.name}, ", verdict.node, verdict.reason)
@@ -107,16 +110,19 @@ class Arrivals:
             return Verdict(answer.node, reason=answer.failure, name=self.names.get(answer.node, ""))
         try:
             # Class statistics are for the student's start alone.
-            expected = self.expected if self.round == 1 else replace(self.expected, features=0)
+            expected = self.expected if self.round - answer.age == 1 else replace(self.expected, features=0)
             teacher = admit(answer.claim, self.policy, expected, self.device)
             self._agree(teacher.spec.class_names)
         except BadReplyError as error:
             return Verdict(answer.node, reason=str(error), name=answer.claim.name)
-        teacher = replace(teacher, name=teacher.name or f"node {answer.node}")
+        name, factor = teacher.name or f"node {answer.node}", self.waiting.weight(answer.age)
+        teacher = replace(teacher, name=name, factor=factor)
         self.names[answer.node] = name = self._called(teacher.name, answer.node)
         stored = self.state.keep_teacher(self.round, teacher, file_name(name))
         architecture = describe(teacher.spec)
-        log.info("%s, node %d admitted: %s, %d examples", name, answer.node, architecture, teacher.num_examples)
+        late = f", asked in round {self.round - answer.age}" if answer.age else ""
+        log.info("%s, node %d admitted: %s, %d examples%s",
+                 name, answer.node, architecture, teacher.num_examples, late)  # fmt: skip
         return Verdict(
             answer.node, architecture, teacher.num_examples, answer.claim.train_loss, dict(answer.claim.metrics),
             name=name, teacher=stored, reply=answer.reply,
@@ -188,15 +194,25 @@ class Arrivals:
             images, record = attempt()
         return self.state.keep_images(stored, images, record), record
 
-    def settle(self, least: int) -> list[Verdict]:
+    @property
+    def admitted(self) -> int:
+        """How many models were admitted up to now."""
+        return sum(verdict.admitted for verdict in self.verdicts)
+
+    def settle(self, least: int, earlier: Sequence[Verdict] = ()) -> list[Verdict]:
         """All verdicts, every teacher inverted.
 
         They are in the order of the clients' own names, so that a run does not depend on the
         random node ids or on who answered first.
 
+        Args:
+            earlier: of the round before; whose client has no model in this one goes on as a teacher.
+
         Raises:
             TooFewTeachersError: fewer than `least` teachers were admitted, or are left after inversion.
         """
+        present = {verdict.called for verdict in self.verdicts if verdict.admitted}
+        self.verdicts += [self._older(verdict) for verdict in earlier if verdict.called not in present]
         self.verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
         self._require_teachers(least)
         self.state.keep_verdicts(self.round, self.verdicts)
@@ -209,13 +225,19 @@ class Arrivals:
         self.state.keep_verdicts(self.round, self.verdicts)
         return self.verdicts
 
+    def _older(self, verdict: Verdict) -> Verdict:
+        """An earlier round's verdict in this one."""
+        assert verdict.teacher is not None
+        age = verdict.age + 1
+        teacher = replace(verdict.teacher, factor=self.waiting.weight(age))
+        return replace(verdict, age=age, teacher=teacher, reply=None, sent=0, received=0)
+
     def _require_teachers(self, least: int) -> None:
-        admitted = sum(verdict.admitted for verdict in self.verdicts)
-        if admitted < least:
+        if self.admitted < least:
             self.state.forget_verdicts(self.round)  # a run that goes on shall ask again
             refused = [f"node {v.node}: {v.reason}" for v in self.verdicts if not v.admitted]
             raise TooFewTeachersError(
-                f"round {self.round}: {admitted} teachers admitted, {least} needed"
+                f"round {self.round}: {self.admitted} teachers admitted, {least} needed"
                 f" ({'; '.join(refused) or 'no node replied'})"
             )
 

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor, nn
 
-from smi_fed.checks import SettingError
+from smi_fed.checks import SettingError, require
 from smi_fed.distillation import DistillationRecord
 from smi_fed.events import Events
 from smi_fed.lazy import Lazily
@@ -33,6 +33,7 @@ from smi_fed.strategies.memory import arguments_of
 from smi_fed.strategies.round_record import Answer, RoundRecord, Weights
 from smi_fed.strategies.run_state import RunState
 from smi_fed.strategies.soundness import require_sound, with_sound_statistics
+from smi_fed.waiting import WaitingConfig
 
 log = logging.getLogger("smi_fed")
 
@@ -66,10 +67,14 @@ class Core:
         on_round: Callable[[RoundRecord], None] | None = None,
         known_starts: Sequence[ModelSpec] = (),
         events: Events | None = None,
+        waiting: WaitingConfig | None = None,
         inner: Any = None,
     ) -> None:
         if min_teachers < 1:
             raise SettingError("min_teachers", min_teachers, "an int >= 1")
+        self.waiting = waiting or WaitingConfig()
+        allowed = f"None, or at least min_teachers ({min_teachers})"
+        require((self.waiting.quorum or min_teachers) >= min_teachers, "quorum", self.waiting.quorum, allowed)
         check_start(start, student, refine)
         self.start = start
         self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
@@ -87,7 +92,7 @@ class Core:
         self.starts = start_weights(known_starts, self.student)
         self.arrivals = Arrivals(
             self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, seed=seed,
-            device=self.device, by_node=projection != "ensemble",
+            waiting=self.waiting, device=self.device, by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
 
@@ -101,7 +106,7 @@ class Core:
             "student": self.student.spec.to_json(), "pipeline": repr(self.pipeline), "policy": repr(self.policy),
             "min_teachers": str(self.min_teachers), "projection": self.projection, "refine": str(self.refines),
             "start": self.start,
-            "pool": repr(self.pool.config), "seed": str(self.seed),
+            "pool": repr(self.pool.config), "seed": str(self.seed), "waiting": repr(self.waiting),
         }  # fmt: skip
 
     @property
@@ -170,7 +175,8 @@ class Core:
             UnsoundStudentError: the student is not finite.
         """
         with self._working():
-            record = RoundRecord(self.round, self.arrivals.settle(self.min_teachers))
+            earlier = self.rounds[-1].admitted if self.waiting.asynchronous and self.rounds else []
+            record = RoundRecord(self.round, self.arrivals.settle(self.min_teachers, earlier))
             if record.round == 1 and self.start in FROM_CLIENTS:
                 self._begin(record)
             self._project(record)

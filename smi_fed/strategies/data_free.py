@@ -17,9 +17,11 @@ from smi_fed.strategies import records
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.left_out import sent_weights
 from smi_fed.strategies.options import Options
+from smi_fed.strategies.questions import Question, Questions
 from smi_fed.strategies.round_record import Answer, RoundRecord
-from smi_fed.strategies.watching_grid import WatchingGrid
-from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_privacy_outside
+from smi_fed.strategies.watching_grid import Wait, WatchingGrid
+from smi_fed.strategies.wrapping import check_inner, check_waiting, layers, projected, refuse_privacy_outside
+from smi_fed.waiting import WaitingConfig
 
 
 class DataFreeDistillation(Strategy):
@@ -33,6 +35,7 @@ class DataFreeDistillation(Strategy):
         strategy: the inner strategy; it samples nodes, builds messages and aggregates. Any
             that aggregates arrays; differential privacy goes inside too, as
             DataFreeDistillation(DifferentialPrivacy...(...), projection="per_teacher").
+        waiting: what a round waits for, see there; it needs a `WatchingGrid`.
         options: see `Options`; `student` is required.
 
     Attributes:
@@ -46,16 +49,16 @@ class DataFreeDistillation(Strategy):
         FileFormatError: at construction, for a state directory that is damaged or of another run.
     """
 
-    def __init__(self, strategy: Strategy, **options: Unpack[Options]) -> None:
+    def __init__(self, strategy: Strategy, waiting: WaitingConfig | None = None, **options: Unpack[Options]) -> None:
         check_inner(
             strategy, Strategy, DataFreeDistillation, options.get("projection", "ensemble"),
             options.get("refine", False), options.get("start", "own"),
         )  # fmt: skip
         self.strategy = strategy
-        self.core = Core(**options, inner=strategy)  # type: ignore[misc]
-        self._sent: list[Message] = []
-        self._sizes: dict[int, int] = {}
-        self._judged: set[str] = set()
+        self.waiting = waiting or WaitingConfig()
+        check_waiting(self.waiting, strategy)
+        self.core = Core(**options, waiting=self.waiting, inner=strategy)  # type: ignore[misc]
+        self._questions = Questions()
         self.done_before = len(self.core.rounds)
         resumed = self.core.state.resume(strategy)
         self.initial_arrays = ArrayRecord(self.core.weights) if resumed is None else resumed
@@ -97,27 +100,27 @@ class DataFreeDistillation(Strategy):
         self.core.student.load_state_dict(arrays.to_torch_state_dict())
         if starts := self.core.starts:
             config = ConfigRecord({**config, records.KNOWN: list(starts)})  # type: ignore[dict-item]
-        self._sent, self._judged = list(self.strategy.configure_train(server_round, arrays, config, grid)), set()
-        sent = sent_weights(message.content for message in self._sent) if starts else None
-        if self.core.begin(server_round, sent):
-            self._sent = []
-        self._sizes = _sizes(self._sent)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        known = sent_weights(message.content for message in messages) if starts else {}
+        owed = grid.owed if isinstance(grid, WatchingGrid) else ()
+        messages = self._questions.begin(server_round, messages, owed, known)
+        if self.core.begin(server_round, self._questions.known):
+            self._questions.begin(server_round, messages := [], (), {})
         if isinstance(grid, WatchingGrid):
-            grid.hand_over(self._arrived, self.core.invert_next)
-        return self._sent
+            grid.hand_over(Wait(self._arrived, self.core.invert_next, self._enough, self.waiting.grace))
+        return messages
+
+    def _enough(self) -> bool:
+        """Whether as many models are admitted as the round waits for."""
+        return self.waiting.quorum is None or self.core.arrivals.admitted >= self.waiting.quorum
 
     def _arrived(self, message: Message) -> Message:
-        """Judge a reply of this round at once, and keep no more of it than its envelope."""
-        asked = self._asked().get(message.metadata.reply_to_message_id)
-        if asked is None:  # an evaluation's
-            return message
+        """Judge a reply to training at once, and keep no more of it than its envelope."""
+        question = self._questions.answered(message)
+        assert question is not None  # one is pulled by the id of its question
         envelope = _reply(message, RecordDict())
-        self._judge(asked, message, envelope)
+        self._judge(question, message, envelope)
         return envelope
-
-    def _asked(self) -> dict[str, int]:
-        """Which node each question of this round was for."""
-        return {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -144,29 +147,27 @@ class DataFreeDistillation(Strategy):
         return arrays, metrics
 
     def _judge_all(self, replies: Iterable[Message]) -> None:
-        """Every reply that did not come by `_arrived`, and every question that got none."""
-        asked = self._asked()
+        """Every reply that did not come by `_arrived`, and every question that has none."""
         for message in replies:
-            if message.metadata.reply_to_message_id not in self._judged:
-                # A failure may come from the SuperLink in the node's place; the question tells whose it was.
-                node = asked.get(message.metadata.reply_to_message_id, message.metadata.src_node_id)
-                self._judge(node, message, message)
-        for question, node in asked.items():
-            if question not in self._judged:
-                self.core.admit(Answer(node, failure=records.failure_of(None), sent=self._sizes[node]))
+            # A failure may come from the SuperLink in the node's place; the question tells whose it was.
+            if question := self._questions.answered(message):
+                self._judge(question, message, message)
+        for question in self._questions.open.values():
+            late = question.round < self.core.round
+            failure = f"still at work on round {question.round}, so not asked" if late else records.failure_of(None)
+            self.core.admit(Answer(question.node, failure=failure, sent=0 if late else question.sent))
 
-    def _judge(self, node: int, message: Message, envelope: Message) -> None:
-        self._judged.add(message.metadata.reply_to_message_id)
-        sent, received = self._sizes.get(node, 0), 0
+    def _judge(self, question: Question, message: Message, envelope: Message) -> None:
+        answer = Answer(question.node, sent=question.sent, age=self.core.round - question.round)
         if message.has_error():
-            answer = Answer(node, failure=records.failure_of(message))
+            answer = replace(answer, failure=records.failure_of(message))
         else:
-            received = records.size_of(message.content)
+            answer = replace(answer, received=records.size_of(message.content))
             try:
-                answer = Answer(node, records.read_reply(message.content), reply=envelope)
+                answer = replace(answer, claim=records.read_reply(message.content), reply=envelope)
             except records.BadReplyError as error:
-                answer = Answer(node, failure=str(error))
-        self.core.admit(replace(answer, sent=sent, received=received))
+                answer = replace(answer, failure=str(error))
+        self.core.admit(answer)
 
     def _project(self, record: RoundRecord) -> list[Message]:
         """One reply in the student's space per admitted teacher; strategies may empty its records, not its arrays."""
@@ -199,18 +200,6 @@ class DataFreeDistillation(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The inner strategy's."""
         return self.strategy.aggregate_evaluate(server_round + self.done_before, replies)
-
-
-def _sizes(messages: Iterable[Message]) -> dict[int, int]:
-    """Bytes that go to each node; messages mostly share their content."""
-    known: dict[int, int] = {}
-    found = {}
-    for message in messages:
-        content = message.content
-        if id(content) not in known:
-            known[id(content)] = records.size_of(content)
-        found[message.metadata.dst_node_id] = known[id(content)]
-    return found
 
 
 def _reply(message: Message, content: RecordDict) -> Message:

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from smi_fed.strategies.evaluation import Evaluated, named, shares
 from smi_fed.strategies.evaluation_records import pack_question, read_evaluation
 from smi_fed.strategies.records import BadReplyError, failure_of
+from smi_fed.strategies.watching_grid import busy
 
 log = logging.getLogger("smi_fed")
 
@@ -69,6 +70,7 @@ class FederatedEvaluation(Strategy):
         connected = set(grid.get_node_ids())
         gone = {message.metadata.dst_node_id for message in self._trained} - connected
         reasons = dict.fromkeys(gone, "not connected any more")
+        reasons |= dict.fromkeys(busy(grid) - gone, "still at work on its training")
         reasons |= dict.fromkeys(self._silent, "no reply in time to this round's training")
         self._missing = [self._failed(node, reason) for node, reason in reasons.items()]
         self._asked = [

@@ -34,6 +34,7 @@ from smi_fed.strategies.records import (
     failure_of,
     require_schema,
 )
+from smi_fed.strategies.watching_grid import busy
 
 log = logging.getLogger("smi_fed")
 
@@ -78,9 +79,11 @@ def finish(
     """
     expected = Expectation.with_features(student)
     arrays = arrays_of(student)
-    asked = [Message(pack_question(server_round, arrays), node, QUESTION) for node in sorted(grid.get_node_ids())]
+    late = busy(grid)
+    nodes = sorted(set(grid.get_node_ids()) - late)
+    asked = [Message(pack_question(server_round, arrays), node, QUESTION) for node in nodes]
     replies = {reply.metadata.reply_to_message_id: reply for reply in grid.send_and_receive(asked, timeout=timeout)}
-    known, missing = dict[str, ClassStatistics](), dict[str, str]()
+    known, missing = dict[str, ClassStatistics](), {f"node {node}": "still at work on its training" for node in late}
     for question in asked:
         node = question.metadata.dst_node_id
         try:

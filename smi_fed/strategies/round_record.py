@@ -39,6 +39,7 @@ class Verdict:
         inversion: what they took.
         reply: what the node sent, without its arrays.
         sent, received: bytes of the question and of the reply, see `records.size_of`; 0 in Flower's older API.
+        age: how many rounds ago the node was asked.
     """
 
     node: int
@@ -54,6 +55,7 @@ class Verdict:
     reply: Any = field(default=None, repr=False)
     sent: int = 0
     received: int = 0
+    age: int = 0
 
     @property
     def called(self) -> str:
@@ -116,7 +118,7 @@ class Answer:
     """What one node sent: a claim, or why there is none; and the reply, to be answered in its shape.
 
     Attributes:
-        sent, received: see `Verdict`.
+        sent, received, age: see `Verdict`.
     """
 
     node: int
@@ -125,6 +127,7 @@ class Answer:
     reply: Any = field(default=None, repr=False)
     sent: int = 0
     received: int = 0
+    age: int = 0
 
 
 def common_metrics(verdicts: Sequence[Verdict]) -> list[dict[str, int | float]]:

@@ -181,7 +181,7 @@ class RunState:
         })  # fmt: skip
         write_json(self.directory / "rounds.json", self._content())
         self._global(record.round - 1).unlink(missing_ok=True)
-        for path in self.directory.glob(f"round{record.round - 1}-*{MODEL}"):
+        for path in set(self.directory.glob(f"round*{MODEL}")).difference(each.path for each in record.teachers):
             path.unlink()
         for path in self.directory.glob(f"round{record.round}-*{CHECKPOINT}"):
             shutil.rmtree(path, ignore_errors=True)  # of inversions that diverged
@@ -239,7 +239,7 @@ def client_number(client: str) -> int:
 
 def _line(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON has it; 64-bit node ids do not survive JSON numbers."""
-    names = ("architecture", "num_examples", "train_loss", "reason", "name", "sent", "received")
+    names = ("architecture", "num_examples", "train_loss", "reason", "name", "sent", "received", "age")
     plain = {name: getattr(verdict, name) for name in names}
     teacher, images, inversion = verdict.teacher, verdict.images, verdict.inversion
     return plain | {

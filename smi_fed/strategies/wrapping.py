@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from smi_fed.checks import SettingError, require_choice
 from smi_fed.starts import FROM_CLIENTS
 from smi_fed.strategies.round_record import RoundRecord, Verdict, common_metrics
+from smi_fed.waiting import WaitingConfig
 
 PROJECTIONS = ("ensemble", "per_teacher")
 
@@ -64,6 +65,18 @@ def check_inner(strategy: Any, kind: type, wrapper: type, projection: str, refin
                 "start", start, f"own | random | pretrained inside {name}: a start out of all clients' replies has no "
                 "noise, and reaches every projected student",
             )  # fmt: skip
+
+
+def check_waiting(waiting: WaitingConfig, strategy: Any) -> None:
+    """Refuse to leave out late clients where noise is measured for all that were asked.
+
+    Raises:
+        SettingError: with the reason.
+    """
+    for layer in layers(strategy):
+        if is_private(layer) and waiting.quorum is not None:
+            allowed = f"None inside {type(layer).__name__}, whose noise is for the updates of all that were asked"
+            raise SettingError("quorum", waiting.quorum, allowed)
 
 
 def is_private(strategy: Any) -> bool:
@@ -152,5 +165,5 @@ def projected(record: RoundRecord, sent: list[NDArray[Any]], strategy: Any) -> I
             weights, arrays = now, {key: weight.numpy() for key, weight in now.items()}
         own, more = clipped(list(arrays.values()), sent, strategy)
         same = all(a is b for a, b in zip(own, arrays.values(), strict=True))
-        examples = 1 if private else verdict.teacher.num_examples
+        examples = 1 if private else max(1, round(verdict.teacher.num_examples * verdict.teacher.factor))
         yield Projected(verdict, arrays if same else dict(zip(arrays, own, strict=True)), examples, {**metrics, **more})
