@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deploy.credentials import Certificates, make_node_key, public_half
@@ -22,10 +23,12 @@ class SuperNode:
     Attributes:
         process: of `flower-supernode`.
         log: what it and its ClientApps print.
+        restart: starts it once more with the same name, key and configuration, as a service manager does.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
+    restart: Callable[[], SuperNode]
 
     def admitted(self) -> bool:
         """Wait until the SuperLink has let it in, True, or it has given up, False.
@@ -84,8 +87,8 @@ def start_supernode(link: SuperLink, name: str, config: NodeConfig, access: Sequ
     home, log = link.home / name, link.logs / f"{name}.log"
     home.mkdir(exist_ok=True)
     env = {**link.env, "FLWR_HOME": str(home)}
-    with log.open("w") as file:
+    with log.open("a") as file:
         process = subprocess.Popen(
             command, env=env, cwd=home, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
-    return SuperNode(process, log)
+    return SuperNode(process, log, partial(start_supernode, link, name, config, access))
