@@ -75,7 +75,7 @@ def measure(settings: Settings, cell: Cell) -> Line:
     from server.run import FederatedRun
 
     nodes = {100 + i: {"partition-id": i, "num-partitions": CLIENTS} for i in range(CLIENTS)}
-    pace = dict.fromkeys(nodes, cell["pace"]) | {100 + CLIENTS - 1: SLOWER * cell["pace"]}
+    pace = {node: cell["pace"] * (SLOWER if node == max(nodes) else 1) for node in nodes}
     with tempfile.TemporaryDirectory(prefix="smi-fed-stragglers-") as scratch:
         run = {"overrides": join_overrides(cell.words), "client-state": f"{scratch}/clients"}
         federated = FederatedRun(settings, Path(scratch) / "server")

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smi_fed.ahead import ahead, in_turn
 from smi_fed.augmentation import augmentation
 from smi_fed.distillation.config import BY_CERTAINTY, DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
@@ -24,8 +26,9 @@ from smi_fed.tuning import only_trained, training_mode
 
 log = logging.getLogger("smi_fed")
 
-BLOCK_BYTES, BLOCK_STEPS = 2**28, 100
-"""Views of at most so many bytes, and of at most so many steps, are shown to one teacher after the other at a time."""
+BLOCK_BYTES, FIRST_STEPS, BLOCK_STEPS = 2**27, 8, 100
+"""Views of at most so many bytes are shown to one teacher after the other at a time: of few steps at first, of twice
+as many each time up to the most, so that the student begins early."""
 
 
 def distill(
@@ -47,8 +50,10 @@ def distill(
     Where `config.validation` holds images out it is never left worse on them than it came.
 
     Teachers answer ahead of the student, for a block of steps one after the other, and images are
-    read for a block at a time. A sequence that loads a teacher or a set when it is asked for
-    (`smi_fed.lazy.Lazily`) is in memory one item at a time.
+    read for a block at a time; a thread does so for the next block while the student takes its
+    steps (`smi_fed.ahead`). Student and losses are those of doing all in turn, bit for bit: where
+    augmentation or the student draws from torch's own state, it is done in turn. A sequence that
+    loads a teacher or a set when it is asked for (`smi_fed.lazy.Lazily`) is in memory one item at a time.
 
     Args:
         teachers: modules that take images in [0, 1] and answer with logits, or with an output that
@@ -126,16 +131,34 @@ def _lessons(
     device, change = next(student.parameters()).device, augmentation(config.augmentation)
     numbers = len(sets[0].images[0]) * size[0] * size[1]
     known = _asked_once(sets, config, ask, size, count, device)
-    for steps in _blocks(config.steps, config.batch_size * numbers):
+
+    def block(steps: range) -> Callable[[], tuple[range, list[Draw], list[Tensor], list[Tensor]]]:
         draws = [draw(config, count, shares, generator) for _ in steps]
-        views = [change(view) for view in show(sets, draws, size, device)]
-        answers = ask(views) if known is None else [known[each.rows] for each in draws]
-        _check_classes(student, answers[0], views[0])
+
+        def make() -> tuple[range, list[Draw], list[Tensor], list[Tensor]]:
+            views = [change(view) for view in show(sets, draws, size, device)]
+            return steps, draws, views, ask(views) if known is None else [known[each.rows] for each in draws]
+
+        return make
+
+    def taken(steps: range, *lessons: Any) -> Generator[tuple[int, Draw, Tensor, Tensor], None, None]:
         training_mode(student, config.trainable)
         try:
-            yield from zip([step + 1 for step in steps], draws, views, answers, strict=True)
+            yield from zip([step + 1 for step in steps], *lessons, strict=True)
         finally:
             student.eval()
+
+    before = torch.get_rng_state()
+    blocks = map(block, _blocks(config.steps, config.batch_size * numbers, FIRST_STEPS))
+    steps, draws, views, answers = next(blocks)()
+    _check_classes(student, answers[0], views[0])
+    yield from taken(steps, draws, views, answers)
+    quiet = torch.equal(before, torch.get_rng_state())
+    del draws, views, answers  # before the next ones are made
+    with closing(ahead(blocks, device) if quiet else in_turn(blocks)) as rest:
+        for lesson in rest:
+            yield from taken(*lesson)
+            del lesson  # before the one after the next is made
 
 
 def _asked_once(
@@ -151,10 +174,15 @@ def _asked_once(
     return torch.cat([answers for each in draws for answers in ask(show(sets, each, size, device))])
 
 
-def _blocks(steps: int, numbers: int) -> list[range]:
-    """All steps in blocks, each of at least one; `numbers` are those of one step's images."""
-    length = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * numbers)))
-    return [range(i, min(i + length, steps)) for i in range(0, steps, length)]
+def _blocks(steps: int, numbers: int, first: int = BLOCK_STEPS) -> list[range]:
+    """All steps in blocks, each of at least one, `first` at first; `numbers` are those of one step's images."""
+    most = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * numbers)))
+    blocks, length = [range(0)], min(first, most)
+    while blocks[-1].stop < steps:
+        begin = blocks[-1].stop
+        blocks.append(range(begin, min(begin + length, steps)))
+        length = min(2 * length, most)
+    return blocks[1:]
 
 
 def _checked_weights(weights: Tensor | None, teachers: int, images: int, shares: Tensor | None) -> Tensor:
