@@ -30,8 +30,8 @@ CLIENTS, SLOWER, TARGET = 8, 10, 0.85
 WORDS = ("experiment=stragglers", f"strategy.min_nodes={CLIENTS}")
 METHODS: dict[str, tuple[str, ...]] = {
     "rounds of all": ("strategy.rounds=2",),
-    "rounds of a quorum": ("strategy.rounds=8", f"strategy.quorum={CLIENTS - 1}", "strategy.grace_seconds=2"),
-    "without rounds": ("strategy.rounds=12", f"strategy.quorum={CLIENTS // 2}", "strategy.asynchronous=true"),
+    "rounds of a quorum": ("strategy.rounds=4", f"strategy.quorum={CLIENTS - 1}", "strategy.grace_seconds=2"),
+    "without rounds": ("strategy.rounds=6", f"strategy.quorum={CLIENTS // 2}", "strategy.asynchronous=true"),
 }
 COLOURS = dict(zip(METHODS, ("tab:blue", "tab:orange", "tab:green"), strict=True))
 
