@@ -126,6 +126,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         several = self.executor != "here"
         require(several or not self.workers, "workers", self.workers, "0, where executor is here")
+        mine, allowed = ":" not in self.device, "auto | cpu | cuda, where executor is ray, which chooses among GPUs"
+        require(self.executor != "ray" or mine, "device", self.device, allowed)
         at, allowed = self.ray_address, "empty, where executor is not ray"
         require(self.executor == "ray" or not at, "ray_address", at, allowed)
 

@@ -173,6 +173,7 @@ TOGETHER = [
     (ModelSpec, {"name": "a", "num_classes": 3, "class_names": ("a", "b")}, "class_names", "3 names"),
     (ModelSpec, {"name": "a", "num_classes": 3, "mean": ()}, "mean", CHANNELS),
     (ServerConfig, {"workers": 2}, "workers", "0, where executor is here"),
+    (ServerConfig, {"executor": "ray", "device": "cuda:1"}, "device", "auto | cpu | cuda, where executor is ray"),
     (ServerConfig, {"executor": "pool", "ray_address": "a:1"}, "ray_address", "empty, where executor is not ray"),
     (ModelsConfig, {"clients": {}, "student": SPEC}, "clients", "at least one architecture"),
     (ThroughputConfig, {"schedule": ""}, "schedule", "at least one stop"),

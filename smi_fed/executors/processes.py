@@ -80,6 +80,8 @@ class Processes(Closing):
         """See `Executor`."""
         task = _Task(job, show)
         with self._lock:
+            if self._closed:
+                raise RuntimeError("an executor that is closed takes no jobs")
             self._waiting.append(task)
             self._hand_out()
         return task.future

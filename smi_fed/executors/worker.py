@@ -46,7 +46,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # at once, unless the work has something to put away
 
 
 def work_alone(connection: Connection, device: torch.device, threads: int, sharing: int) -> None:
