@@ -24,6 +24,7 @@ from smi_fed.checks import SettingError, require
 from smi_fed.config import Settings
 from smi_fed.devices import choose_device
 from smi_fed.events import Events
+from smi_fed.executors import Executor, open_executor
 from smi_fed.files import writable_directory, write_json
 from smi_fed.layers import dotted
 from smi_fed.models import architecture_of, build_model, build_seeded
@@ -50,7 +51,7 @@ class FederatedRun:
 
     Raises:
         SettingError: models and data that do not fit each other, a strategy that cannot be, a device that is not
-            there, or a watcher that is not installed.
+            there, or a watcher or executor that is not installed or does not answer.
         FileFormatError: an unfinished run of other settings stands in the directory.
         OSError: the artefact directory cannot be written.
     """
@@ -65,8 +66,13 @@ class FederatedRun:
         self.test = test_images(settings)
         self.inner = build_inner(settings)
         self.events = self._events()
-        with naming_start("model.student"):
-            self.strategy = self._wrap() if settings.strategy.wraps else None
+        self.executor = self._executor()
+        try:
+            with naming_start("model.student"):
+                self.strategy = self._wrap() if settings.strategy.wraps else None
+        except BaseException:
+            self.executor.close()
+            raise
         outer, most = self.strategy or self.inner, settings.admission.max_examples
         asks = settings.clients_evaluate
         self.evaluation = FederatedEvaluation(outer, settings.model.student.num_classes, most) if asks else None
@@ -85,6 +91,14 @@ class FederatedRun:
         log_of_events = JsonLines(self.output / "events.jsonl", append=self.state_directory.exists())
         about = dict(dotted(reporting.plain(self.settings)))
         return Events(self.output.name, [log_of_events, *writers(self.settings.watch, self.output)], about)
+
+    def _executor(self) -> Executor:
+        """Opened before anybody trains, so that its processes are ready when the first model comes."""
+        server, inverts = self.settings.server, self.settings.distills and self.settings.strategy.wraps
+        return open_executor(
+            server.executor if inverts else "here", self.device, asked=server.device != "auto",
+            workers=server.workers, threads=server.threads, ray_address=server.ray_address,
+        )  # fmt: skip
 
     def _wrap(self) -> DataFreeDistillation:
         settings = self.settings
@@ -108,6 +122,7 @@ class FederatedRun:
             identity=_identity(settings),
             known_starts=(settings.model.student, *settings.model.clients.values()),
             events=self.events,
+            executor=self.executor,
         )
 
     def _earlier_scores(self) -> list[dict[str, Any]]:
@@ -124,7 +139,7 @@ class FederatedRun:
         """
         for name in ("report.json", "report.html", "student.safetensors", "evaluation.png"):
             (self.output / name).unlink(missing_ok=True)
-        with self.events:
+        with self.events, self.executor:
             try:
                 grid = WatchingGrid(grid)
                 self._rounds(grid)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import RLock
 from types import TracebackType
 from typing import Protocol
 
@@ -49,7 +50,9 @@ class Watcher(Protocol):
 
 
 class Events:
-    """Tells watchers what happens in one run; as a context manager of its start and end too.
+    """Tells watchers what happens in one run, one thing at a time, whichever threads tell.
+
+    As a context manager it tells of the run's start and end too.
 
     Args:
         run: its name.
@@ -64,16 +67,18 @@ class Events:
         self, run: str = "", watchers: Sequence[Watcher] = (), about: Mapping[str, Value] | None = None
     ) -> None:
         self.run, self.watchers, self.about, self.round = run, list(watchers), dict(about or {}), 0
+        self._lock = RLock()
 
     def tell(self, stage: str, name: str, node: str = "", /, **values: Value) -> None:
         """Tell every watcher; see `Event`."""
-        event = Event(time.time(), self.run, self.round, stage, name, node, values)
-        for watcher in list(self.watchers):
-            try:
-                watcher(event)
-            except Exception:  # watching must not end a run of hours
-                log.warning("%s failed and is told no more", type(watcher).__name__, exc_info=True)
-                self.watchers.remove(watcher)
+        with self._lock:
+            event = Event(time.time(), self.run, self.round, stage, name, node, values)
+            for watcher in list(self.watchers):
+                try:
+                    watcher(event)
+                except Exception:  # watching must not end a run of hours
+                    log.warning("%s failed and is told no more", type(watcher).__name__, exc_info=True)
+                    self.watchers.remove(watcher)
 
     def __enter__(self) -> Events:
         self.tell("run", "started", **self.about)

@@ -6,7 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,9 +125,9 @@ def invert_teacher(
     last: SparseImages | None = None,
     checkpoint: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    tell: Callable[..., None] | None = None,
+    show: Callable[[InversionProgress], None] | None = None,
 ) -> tuple[SparseImages, InversionRecord]:
-    """Synthetic images of one teacher, with a progress bar.
+    """Synthetic images of one teacher.
 
     Each prior is for the teachers that can have it, see `own_priors`. Where one trajectory
     gives several images (rebirth) as many are begun as it takes for `images_per_teacher`.
@@ -135,7 +137,7 @@ def invert_teacher(
         last: this client's images of an earlier round, to start from; each for a target of its class.
         checkpoint: directory of this inversion, see `invert`.
         clock: what the record's seconds are of.
-        tell: told of the progress, see `Bar`.
+        show: called with the progress; None draws a bar.
     """
     inversion = own_priors(teacher, config.inversion)
     targets = draw_targets(teacher, trajectories(teacher.model, inversion, config.images_per_teacher), generator)
@@ -144,9 +146,9 @@ def invert_teacher(
 
     def note(now: InversionProgress) -> None:
         spent.update(now.spent)
-        show_inversion(bar, now)
+        told(now)
 
-    with Bar(f"inversion of {teacher.name}", inversion.iterations, tell=tell) as bar:
+    with _shown(f"inversion of {teacher.name}", inversion.iterations, show) as told:
         images = invert(
             teacher.model,
             targets,
@@ -169,6 +171,17 @@ def invert_teacher(
         len(images),
         images.kept_fraction,
     )
+
+
+@contextmanager
+def _shown(
+    label: str, total: int, show: Callable[[InversionProgress], None] | None
+) -> Iterator[Callable[[InversionProgress], None]]:
+    if show is not None:
+        yield show
+        return
+    with Bar(label, total) as bar:
+        yield partial(show_inversion, bar)
 
 
 def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:

@@ -70,6 +70,10 @@ class Bar:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
         if self.live is not None:
             self.live.close()
 

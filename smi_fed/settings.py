@@ -103,13 +103,34 @@ class ServerConfig:
         device: auto | cpu | cuda | cuda:N, for inversion, distillation and evaluation.
         images_per_teacher: synthetic images of each teacher.
         min_teachers: fewer admitted teachers end the run.
-        threads: torch's threads for inversion and distillation; 0 leaves torch's choice.
+        threads: torch's threads for inversion and distillation, in each process that inverts too; 0 leaves torch's
+            choice.
+        executor: where teachers are inverted: here (in the server's process, one after the other) | pool (in
+            processes of their own, side by side) | ray (on a Ray cluster, side by side).
+        workers: how many are inverted side by side; 0 is one a GPU, or one for every `threads` cores.
+        ray_address: of a Ray cluster that is there, `host:port` from one of its machines and `ray://host:port` from
+            elsewhere; empty starts one for this run, on this machine.
     """
 
     device: Device = "auto"
     images_per_teacher: Count = 300
     min_teachers: Count = 2
     threads: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 1
+    executor: Literal["here", "pool", "ray"] = "here"
+    workers: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 0
+    ray_address: Annotated[
+        str,
+        Field(strict=True, pattern=r"^((ray://)?[^/:\s]+:[0-9]+)?$"),
+        Allowed("empty | host:port | ray://host:port"),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        several = self.executor != "here"
+        require(several or not self.workers, "workers", self.workers, "0, where executor is here")
+        mine, allowed = ":" not in self.device, "auto | cpu | cuda, where executor is ray, which chooses among GPUs"
+        require(self.executor != "ray" or mine, "device", self.device, allowed)
+        at, allowed = self.ray_address, "empty, where executor is not ray"
+        require(self.executor == "ray" or not at, "ray_address", at, allowed)
 
 
 STRATEGIES = (

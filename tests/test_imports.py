@@ -49,14 +49,15 @@ RULES = {
     ),
     "flwr_datasets": (lambda file: not below(file, "smi_fed/data", "simulations", "tests"), ("flwr_datasets",)),
     "hydra": (lambda file: not below(file, "smi_fed/config.py", "simulations", "tests"), ("hydra", "omegaconf")),
-    "ray": (lambda file: not below(file, "simulations", "tests"), ("ray",)),
+    "ray": (lambda file: not below(file, "smi_fed/executors", "simulations", "tests"), ("ray",)),
+    "executors": (lambda file: below(file, "smi_fed/executors"), ("smi_fed.strategies", "smi_fed.settings")),
     "inversion": (
         lambda file: below(file, "smi_fed/inversion"),
-        ("smi_fed.distillation", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies"),
+        ("smi_fed.distillation", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies", "smi_fed.executors"),
     ),
     "distillation": (
         lambda file: below(file, "smi_fed/distillation", "smi_fed/relabelling.py"),
-        ("smi_fed.inversion", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies"),
+        ("smi_fed.inversion", "smi_fed.pipeline", "smi_fed.config", "smi_fed.strategies", "smi_fed.executors"),
     ),
     "the library": (
         lambda file: below(file, "smi_fed"),

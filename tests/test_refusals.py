@@ -105,7 +105,8 @@ FAULTS = {
     },
     ServerConfig: {
         "device": ("tpu", "auto | cpu | cuda | cuda:N"), "images_per_teacher": (0, COUNT), "min_teachers": (0, COUNT),
-        "threads": (-1, "an int from 0 to 1024"),
+        "threads": (-1, "an int from 0 to 1024"), "executor": ("there", "here | pool | ray"),
+        "workers": (-1, "an int from 0 to 1024"), "ray_address": ("host", "empty | host:port | ray://host:port"),
     },
     StrategyConfig: {
         "name": (
@@ -172,6 +173,9 @@ TOGETHER = [
     (DataConfig, {"source": "shapes"}, "channels", "3, for source shapes"),
     (ModelSpec, {"name": "a", "num_classes": 3, "class_names": ("a", "b")}, "class_names", "3 names"),
     (ModelSpec, {"name": "a", "num_classes": 3, "mean": ()}, "mean", CHANNELS),
+    (ServerConfig, {"workers": 2}, "workers", "0, where executor is here"),
+    (ServerConfig, {"executor": "ray", "device": "cuda:1"}, "device", "auto | cpu | cuda, where executor is ray"),
+    (ServerConfig, {"executor": "pool", "ray_address": "a:1"}, "ray_address", "empty, where executor is not ray"),
     (ModelsConfig, {"clients": {}, "student": SPEC}, "clients", "at least one architecture"),
     (ThroughputConfig, {"schedule": ""}, "schedule", "at least one stop"),
     (ThroughputConfig, {"schedule": "9:0.5", "iterations": 9}, "schedule", "stops before the last iteration"),

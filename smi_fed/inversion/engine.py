@@ -47,7 +47,7 @@ class InversionProgress:
     kept: int
     patches: int
     spent: Mapping[int, int]
-    loss: Tensor
+    loss: Tensor | float
     seconds: float
 
 

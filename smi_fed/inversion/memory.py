@@ -12,6 +12,9 @@ from smi_fed.inversion.problem import Problem
 SHARE = 0.8
 """Of the free memory that `auto` plans with; halving a batch that does not fit costs more than a smaller batch."""
 
+PROCESSES = 1
+"""That share the memory of a device, each with a part of what is free: those beside this one, and itself."""
+
 LARGEST = {"cpu": 32, "cuda": 512}
 """Past this a larger batch makes no image cheaper: on CPU the caches, on a GPU the multiprocessors are full."""
 
@@ -33,7 +36,7 @@ def fitting_batch(problem: Problem, targets: Tensor) -> int:
     """Images to optimise together: as many as fit, in batches of equal size."""
     device = problem.teacher.mean.device
     try:
-        fitting = int(SHARE * free_bytes(device)) // bytes_per_image(problem, targets[:1])
+        fitting = int(SHARE * free_bytes(device) / PROCESSES) // bytes_per_image(problem, targets[:1])
     except torch.OutOfMemoryError:  # not even the two images that the count takes
         return 1
     most = max(1, min(fitting, LARGEST.get(device.type, LARGEST["cpu"]), len(targets)))

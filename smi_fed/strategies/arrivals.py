@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from smi_fed.events import Events
+from smi_fed.executors import Executor, InversionJob, WorkerDiedError
 from smi_fed.files import FileFormatError
 from smi_fed.inversion import DivergedError
-from smi_fed.pipeline import PipelineConfig, invert_teacher, seeded
+from smi_fed.pipeline import PipelineConfig, seeded
 from smi_fed.policy import AdmissionPolicy
-from smi_fed.pool import Pool, at_hand
+from smi_fed.pool import Pool
+from smi_fed.sparse_images import StoredImages
 from smi_fed.strategies.admission import admit, cap_claims
 from smi_fed.strategies.allow_list import Expectation
+from smi_fed.strategies.in_hand import Inverting, Shown
 from smi_fed.strategies.records import BadReplyError
 from smi_fed.strategies.round_record import Answer, TooFewTeachersError, Verdict, describe
 from smi_fed.strategies.run_state import RunState, client_number, file_name
@@ -32,7 +36,7 @@ INVERSION, DISTILLATION = range(2)
 
 
 class Arrivals:
-    """One round's verdicts as they come; one teacher is in memory at a time.
+    """One round's verdicts as they come; as many teachers are in memory as the executor inverts side by side.
 
     Args:
         state: where models and images go.
@@ -40,13 +44,14 @@ class Arrivals:
         pipeline: settings of the inversion.
         policy, expected: what is admitted.
         events: what is told of replies and inversions.
+        executor: who inverts.
         waiting: what late models count.
         seed: of every draw.
         device: where teachers are inverted.
         by_node: what a client is told apart by, see `client`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a round is made of)
         self,
         state: RunState,
         pool: Pool,
@@ -54,6 +59,7 @@ class Arrivals:
         policy: AdmissionPolicy,
         expected: Expectation,
         events: Events,
+        executor: Executor,
         *,
         waiting: WaitingConfig,
         seed: int,
@@ -61,8 +67,9 @@ class Arrivals:
         by_node: bool,
     ) -> None:
         self.state, self.pool, self.pipeline, self.policy, self.expected = state, pool, pipeline, policy, expected
-        self.events, self.waiting, self.seed, self.device, self.by_node = events, waiting, seed, device, by_node
-        self.round, self.verdicts = 0, list[Verdict]()
+        self.events, self.executor, self.waiting = events, executor, waiting
+        self.seed, self.device, self.by_node = seed, device, by_node
+        self.round, self.verdicts, self.in_hand = 0, list[Verdict](), dict[Path, Inverting]()
         self.owners, self.names = dict[str, int](), dict[int, str]()
         self.classes: tuple[str, ...] | None = None
 
@@ -104,6 +111,9 @@ class Arrivals:
     def _tell(self, stage: str, name: str, node: int, **values: Any) -> None:
         """By the name that the node was admitted under, not by what it claims."""
         self.events.tell(stage, name, self.names.get(node, f"node {node}"), id=str(node), **values)
+
+    def _tell_of(self, node: int, stage: str, name: str, **values: Any) -> None:
+        self._tell(stage, name, node, **values)
 
     def _judge(self, answer: Answer) -> Verdict:
         if answer.claim is None:
@@ -150,49 +160,65 @@ class Arrivals:
         return f"{name} (node {node})"
 
     def invert_next(self) -> bool:
-        """Invert one admitted teacher that was not; whether there was one. Without distillation nobody needs images."""
-        if not self.pipeline.distillation.steps:
-            return False
-        waiting = [place for place, verdict in enumerate(self.verdicts) if verdict.admitted and verdict.images is None]
-        if waiting:
-            self.verdicts[waiting[0]] = self._inverted(self.verdicts[waiting[0]])
-        return bool(waiting)
+        """Hand over one admitted teacher that was not, and take in what is done; whether there was anything to do.
 
-    def _inverted(self, verdict: Verdict) -> Verdict:
-        """The verdict with the teacher's images; a refusal after all where its gradients overflow."""
+        Without distillation nobody needs images.
+        """
+        waiting = self._waiting() if self.pipeline.distillation.steps else None
+        if waiting is not None:
+            self._hand_over(waiting)
+        done = [path for path, inversion in self.in_hand.items() if inversion.future.done()]
+        for path in done:
+            self._take_in(self.in_hand.pop(path))
+        return waiting is not None or bool(done)
+
+    def _waiting(self) -> Verdict | None:
+        """The first whose teacher is to be inverted."""
+        for verdict in self.verdicts:
+            if verdict.teacher is not None and verdict.images is None and verdict.teacher.path not in self.in_hand:
+                return verdict
+        return None
+
+    def _hand_over(self, verdict: Verdict) -> None:
         stored = verdict.teacher
         assert stored is not None
         done = self.state.inverted(stored)
-        if done is None:
-            self._tell("inversion", "started", verdict.node)
-            try:
-                done = self._invert(
-                    stored, self.client(verdict), partial(self._tell, "inversion", "progress", verdict.node)
-                )
-            except DivergedError as error:
-                log.warning("node %d refused: %s", verdict.node, error)
-                self._tell("inversion", "failed", verdict.node, reason=str(error))
-                return replace(verdict, reason=str(error), teacher=None, reply=None)
-            about = {key: getattr(done[1], key) for key in ("images", "seconds", "kept_fraction")}
-            self._tell("inversion", "ended", verdict.node, **about)
-        return replace(verdict, images=done[0], inversion=done[1])
+        if done is not None:  # before a crash
+            self._replace(stored, images=done[0], inversion=done[1])
+            return
+        last = self.pool.last.get(self.client(verdict))
+        assert last is None or isinstance(last, StoredImages)
+        job = InversionJob(
+            stored, client_number(stored.name), self.pipeline, self._draws(stored, INVERSION),
+            self.state.image_path(stored), self.state.checkpoint(stored), last,
+        )  # fmt: skip
+        tell = partial(self._tell_of, verdict.node, "inversion")
+        shown = Shown(stored.name, self.pipeline.inversion.iterations, tell)
+        self.in_hand[stored.path] = Inverting(stored, verdict.node, shown, self.executor.submit(job, shown))
 
-    def _invert(self, stored: StoredTeacher, client: str, tell: Callable[..., None]) -> Any:
-        checkpoint, last = self.state.checkpoint(stored), self.pool.last.get(client)
-
-        def attempt() -> Any:
-            return invert_teacher(
-                stored.load(), client_number(stored.name), self.pipeline, self.generator(stored, INVERSION),
-                last=None if last is None else at_hand(last), checkpoint=checkpoint, tell=tell,
-            )  # fmt: skip
-
+    def _take_in(self, inversion: Inverting) -> None:
+        """The teacher's images; a refusal after all where its gradients overflow or its workers die."""
         try:
-            images, record = attempt()
-        except FileFormatError as error:
-            log.warning("the inversion of %s begins anew: %s", stored.name, error)
-            shutil.rmtree(checkpoint)
-            images, record = attempt()
-        return self.state.keep_images(stored, images, record), record
+            record = inversion.future.result()
+        except (DivergedError, WorkerDiedError) as error:
+            log.warning("node %d refused: %s", inversion.node, error)
+            inversion.shown.end("failed", reason=str(error))
+            self._replace(inversion.teacher, reason=str(error), teacher=None, reply=None)
+            return
+        inversion.shown.end("ended", images=record.images, seconds=record.seconds, kept_fraction=record.kept_fraction)
+        self._replace(inversion.teacher, images=self.state.keep_images(inversion.teacher, record), inversion=record)
+
+    def _replace(self, stored: StoredTeacher, **changes: Any) -> None:
+        """Change the verdict on a teacher."""
+        self.verdicts = [
+            replace(each, **changes) if each.teacher is not None and each.teacher.path == stored.path else each
+            for each in self.verdicts
+        ]
+
+    def _wait(self) -> bool:
+        """Until one of those in hand is done; whether there was any."""
+        wait([each.future for each in self.in_hand.values()], return_when=FIRST_COMPLETED)
+        return bool(self.in_hand)
 
     @property
     def admitted(self) -> int:
@@ -216,7 +242,7 @@ class Arrivals:
         self.verdicts.sort(key=lambda v: (v.teacher.name if v.teacher else "~", v.node))
         self._require_teachers(least)
         self.state.keep_verdicts(self.round, self.verdicts)
-        while self.invert_next():
+        while self.invert_next() or self._wait():
             pass
         self._require_teachers(least)
         # Only now, so that a claim's cap does not depend on when a teacher was found to diverge.
@@ -254,4 +280,7 @@ class Arrivals:
 
     def generator(self, teacher: StoredTeacher, purpose: int) -> torch.Generator:
         """One teacher's own in this round, whoever else is there."""
-        return seeded(self.seed, self.round, client_number(teacher.name), purpose)
+        return seeded(*self._draws(teacher, purpose))
+
+    def _draws(self, teacher: StoredTeacher, purpose: int) -> tuple[int, ...]:
+        return self.seed, self.round, client_number(teacher.name), purpose

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from smi_fed.checks import SettingError, require
 from smi_fed.distillation import DistillationRecord
 from smi_fed.events import Events
+from smi_fed.executors import Executor, Here
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, distill_student, seeded
@@ -42,7 +43,8 @@ class Core:
     """Admits, inverts and distills; knows neither of Flower's strategy APIs.
 
     A round is `begin`, `admit` for each node that was asked, in any order, `invert_next` whenever
-    there is time, `distill`, `refine` and `commit`. One teacher is in memory at a time.
+    there is time, `distill`, `refine` and `commit`. One teacher is in memory at a time, or as many as the
+    executor inverts side by side.
 
     Raises:
         SettingError: at construction, for settings that cannot be.
@@ -68,6 +70,7 @@ class Core:
         known_starts: Sequence[ModelSpec] = (),
         events: Events | None = None,
         waiting: WaitingConfig | None = None,
+        executor: Executor | None = None,
         inner: Any = None,
     ) -> None:
         if min_teachers < 1:
@@ -91,8 +94,8 @@ class Core:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
         self.starts = start_weights(known_starts, self.student)
         self.arrivals = Arrivals(
-            self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, seed=seed,
-            waiting=self.waiting, device=self.device, by_node=projection != "ensemble",
+            self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, executor or Here(),
+            waiting=self.waiting, seed=seed, device=self.device, by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
 
@@ -153,7 +156,7 @@ class Core:
             self.arrivals.admit(answer)
 
     def invert_next(self) -> bool:
-        """Invert one admitted teacher that was not; whether there was one."""
+        """See `Arrivals.invert_next`."""
         with self._working():
             return self.arrivals.invert_next()
 

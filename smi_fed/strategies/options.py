@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 
 from smi_fed.events import Events
+from smi_fed.executors import Executor
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import PipelineConfig
 from smi_fed.policy import AdmissionPolicy
@@ -45,6 +46,8 @@ class Options(TypedDict, total=False):
         known_starts: specs of models, clients' and the student's, whose starts are on this machine. Where there
             are any, clients leave out of their replies what is equal to these, or to the student that was sent.
         events: what is told of rounds, replies, inversions, distillations and aggregations, to watchers.
+        executor: who inverts, see `smi_fed.executors.open_executor`; whoever made it closes it. None inverts in
+            this process, one teacher after the other.
     """
 
     student: ModelSpec
@@ -63,3 +66,4 @@ class Options(TypedDict, total=False):
     on_round: Callable[[RoundRecord], None] | None
     known_starts: Sequence[ModelSpec]
     events: Events | None
+    executor: Executor | None

@@ -20,7 +20,6 @@ from flwr.app import Array, ArrayRecord
 
 from smi_fed.distillation import DistillationRecord
 from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory, write_json
-from smi_fed.inversion import SparseImages
 from smi_fed.pipeline import InversionRecord
 from smi_fed.sparse_images import StoredImages
 from smi_fed.strategies.memory import recall, remember
@@ -120,13 +119,11 @@ class RunState:
             log.warning("images are made again: %s", error)
             return False
 
-    def keep_images(self, teacher: StoredTeacher, images: SparseImages, record: InversionRecord) -> StoredImages:
-        """Write a teacher's images; then its checkpoint is not needed any more."""
-        path = self.image_path(teacher)
-        images.save(path)
+    def keep_images(self, teacher: StoredTeacher, record: InversionRecord) -> StoredImages:
+        """Write what a teacher's images, which are there, took; then its checkpoint is not needed any more."""
         write_json(_beside(teacher, INVERSION), {"teacher": teacher.digest, "inversion": asdict(record)})
         shutil.rmtree(self.checkpoint(teacher), ignore_errors=True)
-        return StoredImages(path, len(images))
+        return StoredImages(self.image_path(teacher), record.images)
 
     def image_path(self, teacher: StoredTeacher) -> Path:
         """Where a teacher's images stand."""

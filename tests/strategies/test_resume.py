@@ -10,9 +10,10 @@ import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from simulations.local_grid import InProcessGrid
+from smi_fed.executors import job
 from smi_fed.files import FileFormatError
 from smi_fed.pool import PoolConfig
-from smi_fed.strategies import DataFreeDistillation, arrivals, core
+from smi_fed.strategies import DataFreeDistillation, core
 from smi_fed.strategies.memory import recall, remember
 from tests.models import small_spec
 from tests.strategies.test_data_free import NODES, PIPELINE, bad_client, client
@@ -72,8 +73,8 @@ def after(calls, function):
 
 STAGES = {
     "waiting": lambda patch: None,
-    "first inversion": lambda patch: patch.setattr(arrivals, "invert_teacher", after(1, arrivals.invert_teacher)),
-    "inversion of round 2": lambda patch: patch.setattr(arrivals, "invert_teacher", after(5, arrivals.invert_teacher)),
+    "first inversion": lambda patch: patch.setattr(job, "invert_teacher", after(1, job.invert_teacher)),
+    "inversion of round 2": lambda patch: patch.setattr(job, "invert_teacher", after(5, job.invert_teacher)),
     "distilling": lambda patch: patch.setattr(core, "distill_student", after(2, core.distill_student)),
     "aggregating": lambda patch: patch.setattr(FedAvg, "aggregate_train", after(2, FedAvg.aggregate_train)),
     "closing": lambda patch: patch.setattr(core.RunState, "close", after(2, core.RunState.close)),
@@ -121,7 +122,7 @@ def test_the_inner_strategys_memory_comes_back(tmp_path, whole, name):
 
 def test_who_replied_before_the_crash_is_not_asked_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals, "invert_teacher", after(2, arrivals.invert_teacher))
+        patch.setattr(job, "invert_teacher", after(2, job.invert_teacher))
         with pytest.raises(KilledError):
             run(tmp_path, bad_client)
     asked = []

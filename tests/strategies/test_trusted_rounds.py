@@ -11,6 +11,7 @@ from flwr.app import Array
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from simulations.local_grid import InProcessGrid
+from smi_fed.executors import job
 from smi_fed.files import FileFormatError
 from smi_fed.models import Classifier
 from smi_fed.pool import PoolConfig
@@ -19,7 +20,6 @@ from smi_fed.strategies import (
     DataFreeDistillation,
     TooFewTeachersError,
     WatchingGrid,
-    arrivals,
     core,
     records,
 )
@@ -95,7 +95,7 @@ def test_who_is_left_by_too_few_teachers_is_asked_again(tmp_path):
 def test_another_model_of_the_same_name_gets_images_of_its_own(tmp_path, monkeypatch):
     """A client that trained anew after a crash in the middle of a round."""
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals, "invert_teacher", after(3, arrivals.invert_teacher))
+        patch.setattr(job, "invert_teacher", after(3, job.invert_teacher))
         with pytest.raises(KilledError):
             start(wrapped(tmp_path), partial(client), rounds=1)
     (tmp_path / "round1-verdicts.json").unlink()  # as if one had not answered yet
@@ -145,13 +145,13 @@ def test_one_teacher_is_in_memory_at_a_time_and_none_after_a_round(monkeypatch):
 
     strategy = wrapped()
     others, seen = alive() - 1, {"inverting": [], "after": []}  # a student is there
-    invert = arrivals.invert_teacher
+    invert = job.invert_teacher
 
     def watched(teacher, *arguments, **options):
         seen["inverting"].append(alive() - others)
         return invert(teacher, *arguments, **options)
 
-    monkeypatch.setattr(arrivals, "invert_teacher", watched)
+    monkeypatch.setattr(job, "invert_teacher", watched)
     strategy.core.on_round = lambda _: seen["after"].append(alive() - others)
     start(strategy, rounds=3)
     assert seen == {"inverting": [2] * 9, "after": [1] * 3}
@@ -161,7 +161,7 @@ def test_one_teacher_is_in_memory_at_a_time_and_none_after_a_round(monkeypatch):
 
 def test_the_first_is_inverted_while_others_still_train(monkeypatch):
     events = []
-    invert = arrivals.invert_teacher
+    invert = job.invert_teacher
 
     def noted(teacher, *arguments, **options):
         events.append(f"invert {teacher.name}")
@@ -182,7 +182,7 @@ def test_the_first_is_inverted_while_others_still_train(monkeypatch):
         events.append(f"train client {context.node_config['partition-id']}")
         return client(message, context)
 
-    monkeypatch.setattr(arrivals, "invert_teacher", noted)
+    monkeypatch.setattr(job, "invert_teacher", noted)
     early = wrapped()
     grid = WatchingGrid(SlowGrid(training, NODES), interval=0.001)
     early.start(grid=grid, initial_arrays=early.initial_arrays, num_rounds=1)
@@ -205,7 +205,7 @@ def test_no_two_purposes_share_their_draws(monkeypatch, projection):
 
         return noting
 
-    monkeypatch.setattr(arrivals, "invert_teacher", noted(arrivals.invert_teacher, 3))
+    monkeypatch.setattr(job, "invert_teacher", noted(job.invert_teacher, 3))
     monkeypatch.setattr(core, "distill_student", noted(core.distill_student, 4))
     start(wrapped(projection=projection))
     assert len(seeds) == 2 * (3 + (1 if projection == "ensemble" else 3))

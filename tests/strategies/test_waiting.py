@@ -14,8 +14,9 @@ from simulations.local_grid import InProcessGrid
 from smi_fed.checks import SettingError
 from smi_fed.distillation import ensemble_weights
 from smi_fed.events import Events
+from smi_fed.executors import job
 from smi_fed.pipeline import weights_of
-from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation, WaitingConfig, WatchingGrid, arrivals, records
+from smi_fed.strategies import DataFreeDistillation, FederatedEvaluation, WaitingConfig, WatchingGrid, records
 from tests.models import small_spec, small_vit
 from tests.strategies.test_data_free import NODES, PIPELINE, client, strategy
 from tests.strategies.test_federated_evaluation import evaluating
@@ -187,7 +188,7 @@ def test_a_run_without_rounds_goes_on_after_a_crash(tmp_path, monkeypatch):
     looks = {33: [1, NEVER]}
     whole = run(SlowGrid(looks), rounds=3, quorum=2, asynchronous=True)
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals, "invert_teacher", after(6, arrivals.invert_teacher))
+        patch.setattr(job, "invert_teacher", after(6, job.invert_teacher))
         with pytest.raises(KilledError):
             run(SlowGrid(looks), rounds=3, quorum=2, asynchronous=True, directory=tmp_path)
     again = run(SlowGrid({33: [NEVER]}), rounds=3, quorum=2, asynchronous=True, directory=tmp_path)
