@@ -218,6 +218,7 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for client in report["clients"]:
         architecture = client["architecture"] if client["admitted"] else f"refused: {client['reason']}"
+        architecture = "; ".join(filter(None, [architecture, client.get("doubt")]))
         # A reason quotes what a client sent: brackets in it are no markup.
         name, architecture, start = escape(client["name"]), escape(architecture), _started(client.get("start"))
         received = decimal(client["bytes_from_client"]) if "bytes_from_client" in client else ""

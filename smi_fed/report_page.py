@@ -113,7 +113,8 @@ def _clients(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for each in report.get("clients") or alone:
         own = there.get(each["node"], nothing)
         times = sum(each["name"] in line.get("admitted", ()) for line in report["rounds"])
-        note = "; ".join(filter(None, [each.get("reason"), each.get("warning"), own.get("reason")]))
+        notes = [each.get("reason"), each.get("doubt"), each.get("warning"), own.get("reason")]
+        note = "; ".join(filter(None, notes))
         rows.append({**blank, **each, "kind": "client", "there": own, "times": times, "note": note})
     for kind in ("ensemble", "student"):
         if report.get(kind):
