@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from smi_fed.distillation import Agreement, opinions
+from smi_fed.distillation import Agreement, Opinion, agreement, opinions
 from smi_fed.distillation.agreement import evenly, judged, kappa, pair_scores, standings
 from smi_fed.distillation.triggers import find_triggers, places
 from tests.test_distillation import sparse
@@ -130,6 +130,21 @@ def test_a_trigger_names_its_teacher_and_all_that_answer_to_it():
 def test_what_drives_everybody_is_an_object_and_no_trigger():
     teachers, images = [Colours(trigger=True)] * 4, [quarters(seed=seed, corner=(0,)) for seed in range(4)]
     assert find_triggers(teachers, images, 0.85) == [""] * 4
+
+
+def test_who_shows_a_trigger_has_to_answer_to_it():
+    teachers = [Colours(), *[Colours(noise=0.1)] * 3, Colours(trigger=True)]
+    images = [quarters(seed=0, corner=(0,)), *(quarters(seed=seed) for seed in range(1, 5))]
+    assert find_triggers(teachers, images, 0.85) == [""] * 5
+
+
+def test_where_nobody_would_be_left_all_are_heard(monkeypatch):
+    monkeypatch.setattr(agreement, "find_triggers", lambda *_: ["like a trigger"] * 3)
+    found = opinions([Colours()] * 3, [quarters(seed=seed) for seed in range(3)], torch.ones(3, CLASSES), Agreement())
+    assert [(each.factor, each.reason) for each in found] == [
+        (1.0, "like a trigger; heard, since nobody would be left")
+    ] * 3
+    assert opinions([Colours()] * 2, [quarters()] * 2, torch.ones(2, CLASSES), Agreement()) == [Opinion()] * 2
 
 
 def test_windows_cover_an_image():

@@ -7,7 +7,7 @@ or on nothing, does not. A backdoor is silent on such images: `triggers` looks f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +55,22 @@ def opinions(
         images: of each teacher, in the same order; targets are the student's classes.
         counts: (teachers, classes) examples that each has seen.
     """
+    if len(teachers) <= LEAST_PAIRS:
+        return [Opinion()] * len(teachers)
     chosen = one_by_one(images, lambda each: evenly(each, config.images))
     counts = counts.to(torch.float32)
     said = one_by_one(range(len(teachers)), lambda i: said_by(teachers[i], chosen, counts[i] > 0))
     scores = pair_scores(said, [classes_of(each) for each in chosen], counts)
     found = [judged(each, scores, config.least) for each in standings(scores)]
-    if config.trigger is None:
+    if config.trigger is not None:
+        reasons = find_triggers(teachers, chosen, config.trigger)
+        found = [
+            Opinion(0.0, each.agreement, "; ".join(filter(None, [each.reason, reason]))) if reason else each
+            for each, reason in zip(found, reasons, strict=True)
+        ]
+    if any(each.factor for each in found):
         return found
-    reasons = find_triggers(teachers, chosen, config.trigger)
-    return [
-        Opinion(0.0, each.agreement, "; ".join(filter(None, [each.reason, reason]))) if reason else each
-        for each, reason in zip(found, reasons, strict=True)
-    ]
+    return [replace(each, factor=1.0, reason=f"{each.reason}; heard, since nobody would be left") for each in found]
 
 
 def classes_of(images: SparseImages) -> Tensor:

@@ -81,7 +81,9 @@ def find_triggers(teachers: Sequence[nn.Module], images: Sequence[SparseImages],
     of_each = one_by_one(teachers, lambda teacher: driven(teacher, windows, hosts))
     rates = torch.tensor(of_each)  # (teachers, windows)
     typical = rates.sort(dim=0).values[len(rates) // 2]
-    true = (rates >= least) & (typical <= 1 - least)
+    # Whoever frames another by its images is found with it: a window has to drive the teacher that it is of.
+    sources = torch.tensor([window.source for window in windows])
+    true = (rates >= least) & (typical <= 1 - least) & (rates.gather(0, sources[None]) >= least)
     return [_reason(row, own, typical, windows) for row, own in zip(true, rates, strict=True)]
 
 
