@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from smi_fed.config import ModelsConfig, Settings
 from smi_fed.data import ImageSet
 from smi_fed.lazy import Lazily
 from smi_fed.models import Classifier, count_parameters
-from smi_fed.pipeline import Score, scores_of
+from smi_fed.scores import Score, scores_of
 from smi_fed.starts import start_of, start_of_client
 from smi_fed.strategies import RoundRecord
 from smi_fed.strategies.round_record import Verdict, describe
@@ -73,11 +74,14 @@ def build(
     if records:
         last, kind = records[-1], settings.distillation.ensemble
         trained = settings.clients_train
-        alone, together = scores_of(last.teachers, kind, test) if trained and test is not None else ([], None)
+        alone, together = list[Score](), None
+        if trained and test is not None:
+            robust = settings.distillation.robust
+            alone, together = scores_of(last.teachers, kind, test, last.factors, robust)
         clients = _clients(last.verdicts, alone, trained)
         starts = [start_by_settings(each["architecture"], settings.model) if trained else None for each in clients]
         found["clients"] = [each | {"start": start} for each, start in zip(clients, starts, strict=True)]
-        found["ensemble"] = {"weights": kind, "test_accuracy": together}
+        found["ensemble"] = {"weights": kind, "robust": settings.distillation.robust.kind, "test_accuracy": together}
         if settings.distills:
             found["inversion"] = {"method": settings.inversion.summary, "iterations": settings.inversion.iterations}
             found["inversion"] |= _inversions(records)
@@ -123,6 +127,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     return {
         "admitted": [verdict.called for verdict in record.admitted],
         "refused": refused,
+        "doubted": [{"name": v.called, **asdict(v.opinion)} for v in record.verdicts if v.opinion.reason],
         "bytes": [{"node": str(v.node), "name": v.called, **_bytes(v)} for v in record.verdicts],
         "reused": record.reused,
         "server_seconds": record.seconds,
@@ -185,6 +190,9 @@ def _clients(verdicts: Sequence[Verdict], alone: Sequence[Score], trained: bool 
             "admitted": verdict.admitted,
             "reason": verdict.reason,
             "warning": warning,
+            "agreement": verdict.opinion.agreement,
+            "weight_factor": verdict.opinion.factor if teacher else None,
+            "doubt": verdict.opinion.reason,
             "images": _where(verdict),
             **_bytes(verdict),
         })  # fmt: skip

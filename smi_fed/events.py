@@ -26,8 +26,9 @@ class Event:
         time: seconds since 1970.
         run: the run's name.
         round: from 1; 0 before the first.
-        stage: run | round | reply | inversion | distillation | aggregation | evaluation.
-        name: what happened: started, progress, ended, failed; of a reply arrived, admitted, refused.
+        stage: run | round | reply | inversion | agreement | distillation | aggregation | evaluation.
+        name: what happened: started, progress, ended, failed; of a reply arrived, admitted, refused;
+            of the agreement with others kept, doubted.
         node: name of the client that it is about, as it was admitted, or `node ID` as long as it was not; empty where
             it is about no client.
         values: what is known of it, numbers and texts by name.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,17 @@ from torch import Tensor
 
 from smi_fed.alignment import align_targets
 from smi_fed.checks import Count, checked
-from smi_fed.data import ImageSet
 from smi_fed.distillation import (
     BY_CERTAINTY,
+    Agreement,
     DistillationConfig,
     DistillationRecord,
+    Joining,
+    Opinion,
     distill,
     ensemble_probabilities,
     ensemble_weights,
+    opinions,
 )
 from smi_fed.inversion import (
     InversionConfig,
@@ -42,7 +44,6 @@ from smi_fed.pool import Entry, at_hand, start_from
 from smi_fed.progress import Bar, show_inversion
 from smi_fed.sparse_images import StoredImages
 from smi_fed.teachers import AnyTeacher, TrainedTeacher
-from smi_fed.training import predict
 
 log = logging.getLogger("smi_fed")
 
@@ -184,15 +185,38 @@ def _shown(
         yield partial(show_inversion, bar)
 
 
-def weights_of(teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
-    """Ensemble weights (teachers, classes or 1) of these teachers."""
+def weights_of(teachers: Sequence[AnyTeacher], kind: str, factors: Sequence[float] | None = None) -> Tensor:
+    """Ensemble weights (teachers, classes or 1) of these teachers.
+
+    Args:
+        factors: of each teacher's weights, beside its own `factor`; None is 1.
+    """
+    own = [teacher.factor for teacher in teachers]
+    together = own if factors is None else [a * b for a, b in zip(own, factors, strict=True)]
     counts = [teacher.aligned_counts for teacher in teachers]
-    return ensemble_weights(kind, [t.num_examples for t in teachers], counts, [t.factor for t in teachers])
+    return ensemble_weights(kind, [teacher.num_examples for teacher in teachers], counts, together)
 
 
-def joint_probabilities(logits: Iterable[Tensor], teachers: Sequence[AnyTeacher], kind: str) -> Tensor:
+def joint_probabilities(
+    logits: Iterable[Tensor],
+    teachers: Sequence[AnyTeacher],
+    kind: str,
+    factors: Sequence[float] | None = None,
+    robust: Joining | None = None,
+) -> Tensor:
     """What these teachers say together (n, classes), by their logits, at temperature 1."""
-    return ensemble_probabilities(logits, weights_of(teachers, kind), by_certainty=kind in BY_CERTAINTY)
+    weights = weights_of(teachers, kind, factors)
+    return ensemble_probabilities(logits, weights, by_certainty=kind in BY_CERTAINTY, robust=robust)
+
+
+def opinions_of(
+    teachers: Sequence[AnyTeacher], images: Sequence[SparseImages | StoredImages], config: Agreement
+) -> list[Opinion]:
+    """What the others' images say of each teacher, see `smi_fed.distillation.opinions`; one teacher is in memory."""
+    counts = torch.tensor([teacher.aligned_counts for teacher in teachers])
+    sets = list(zip(images, [teacher.classes for teacher in teachers], strict=True))
+    aligned = Lazily(sets, lambda each: align_targets(at_hand(each[0]), each[1]))
+    return opinions(Lazily(teachers, lambda teacher: teacher.aligned), aligned, counts, config)
 
 
 def distill_student(
@@ -204,6 +228,7 @@ def distill_student(
     shares: Tensor | None = None,
     reused: Sequence[Entry] = (),
     tell: Callable[..., None] | None = None,
+    factors: Sequence[float] | None = None,
 ) -> DistillationRecord:
     """Teach `student` in place what all teachers say of all images, with a progress bar.
 
@@ -214,83 +239,27 @@ def distill_student(
         shares: (images,) how often each is drawn, those of `reused` last; None is evenly.
         reused: images of earlier rounds, whose teachers need not be there any more.
         tell: told of the progress, see `Bar`.
+        factors: of each teacher's weights in the ensemble and of how often its images are drawn; None is 1 for each.
 
     Raises:
         ValueError: another number of sets than of teachers, or what `distill` refuses.
     """
     sets = [(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
     sets += [(entry, entry.classes) for entry in reused]
+    own = list(factors or [1.0] * len(teachers))
+    if any(factor != 1 for factor in own):
+        counts = torch.tensor([len(each) for each, _ in sets])
+        drawn = torch.tensor([*own, *[1.0] * len(reused)], dtype=torch.float64).repeat_interleave(counts)
+        shares = drawn if shares is None else shares * drawn
+    heard = [teacher for teacher, factor in zip(teachers, own, strict=True) if factor]
     with Bar("distillation", config.steps, unit="step", tell=tell, times=100) as bar:
         return distill(
             student,
-            Lazily(teachers, lambda teacher: teacher.aligned),
+            Lazily(heard, lambda teacher: teacher.aligned),
             Lazily(sets, lambda each: align_targets(at_hand(each[0]), each[1])),
             config,
             generator=generator,
-            weights=weights_of(teachers, config.ensemble),
+            weights=weights_of(heard, config.ensemble, [factor for factor in own if factor]),
             shares=shares,
             progress=lambda step, loss: bar.at(step, loss=loss),
         )
-
-
-@dataclass(frozen=True)
-class Score:
-    """How often a teacher is right, each in [0, 1].
-
-    Attributes:
-        accuracy: on the whole test split.
-        own: on the test images of the classes that its client has seen, `seen` of them.
-    """
-
-    accuracy: float
-    own: float
-    seen: int
-
-    def doubt(self, train_loss: float) -> str:
-        """Why the teacher is to be doubted, empty where it is not: it guesses, but its own training loss is low."""
-        guesses = self.own < NEAR_CHANCE / max(1, self.seen) and train_loss < SURE * math.log(max(1, self.seen))
-        return (
-            f"{100 * self.own:.1f} % of the test images of its classes is near chance, although its training loss is "
-            f"{train_loss:.2f}: has its spec the mean, std, channels and classes that it was trained with?"
-            if guesses
-            else ""
-        )
-
-
-NEAR_CHANCE, SURE = 1.5, 0.5
-"""What is near chance, as a multiple of it, and what is a low loss, as a share of that of guessing."""
-
-
-def scores_of(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet) -> tuple[list[Score], float]:
-    """Each teacher's score, and the accuracy of the ensemble as used in distilling at temperature 1, in [0, 1].
-
-    One teacher is in memory at a time.
-    """
-    alone: list[Score] = []
-
-    def heard() -> Iterator[Tensor]:
-        for teacher in teachers:
-            logits = predict(teacher.aligned, test.images)
-            right = logits.argmax(1) == test.labels
-            seen = torch.tensor(teacher.aligned_counts) > 0
-            own = right[seen[test.labels]]
-            alone.append(Score(_mean(right), _mean(own), int(seen.sum())))
-            yield logits
-
-    together = joint_probabilities(heard(), teachers, kind)
-    return alone, _mean(together.argmax(1) == test.labels)
-
-
-def _mean(right: Tensor) -> float:
-    return float(right.float().mean()) if len(right) else 0.0
-
-
-def ensemble_accuracy(teachers: Sequence[AnyTeacher], kind: str, test: ImageSet) -> float:
-    """Accuracy of the ensemble alone, see `scores_of`."""
-    return scores_of(teachers, kind, test)[1]
-
-
-def ensemble_classes(teachers: Sequence[AnyTeacher], kind: str, images: Tensor) -> Tensor:
-    """The student's class (n,) that the ensemble names for each image; one teacher is in memory at a time."""
-    logits = (predict(teacher.aligned, images) for teacher in teachers)
-    return joint_probabilities(logits, teachers, kind).argmax(1)

@@ -219,6 +219,7 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     for client in report["clients"]:
         late = f", {lateness(client['age'])}" if client.get("age") else ""
         architecture = client["architecture"] + late if client["admitted"] else f"refused: {client['reason']}"
+        architecture = "; ".join(filter(None, [architecture, client.get("doubt")]))
         # A reason quotes what a client sent: brackets in it are no markup.
         name, architecture, start = escape(client["name"]), escape(architecture), _started(client.get("start"))
         received = decimal(client["bytes_from_client"]) if "bytes_from_client" in client else ""

@@ -114,7 +114,8 @@ def _clients(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = there.get(each["node"], nothing)
         times = sum(each["name"] in line.get("admitted", ()) for line in report["rounds"])
         late = each["admitted"] and lateness(each.get("age", 0))
-        note = "; ".join(filter(None, [each.get("reason"), each.get("warning"), own.get("reason"), late]))
+        notes = [each.get("reason"), each.get("doubt"), each.get("warning"), own.get("reason"), late]
+        note = "; ".join(filter(None, notes))
         rows.append({**blank, **each, "kind": "client", "there": own, "times": times, "note": note})
     for kind in ("ensemble", "student"):
         if report.get(kind):

@@ -11,6 +11,7 @@ import pytest
 
 from smi_fed.checks import SettingError, kinds_of, read
 from smi_fed.config import Settings, compose, load_settings
+from smi_fed.distillation import Agreement
 from smi_fed.inversion import (
     Adaptive,
     Converged,
@@ -199,6 +200,8 @@ def test_a_dead_key_in_a_file_is_refused_by_name(tmp_path):
 
 def test_all_choices_of_a_run_are_known():
     names = ("parametrisation", "stopping", "leaving", "planning")
-    assert list(choice_paths(Settings)) == [f"inversion.{name}" for name in names]
+    assert list(choice_paths(Settings)) == ["inversion." + name for name in names] + ["distillation.robust"]
+    chosen = load_settings(CONF, ["distillation.robust=agreement", "distillation.robust.trigger=null"])
+    assert chosen.distillation.robust == Agreement(trigger=None)
     assert kinds_of(Keep | Rebirth) == {"keep": Keep, "rebirth": Rebirth}
     assert kinds_of(int | None) == kinds_of(Keep) == kinds_of(None) == {}

@@ -20,7 +20,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 COMPOSED = compose(CONF, [])
 CHOICES = {
     "parametrisation": "pixels | pyramid", "stopping": "keep | rebirth", "leaving": "converged | last",
-    "planning": "adaptive | fixed",
+    "planning": "adaptive | fixed", "robust": "agreement | mean | median | trimmed",
 }  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def test_every_field_can_be_overridden(path):
     config = loaded(override_for(path))
     composed = compose(CONF, [override_for(path)])[group]
     assert set(composed) == set(vars(getattr(config, group)))
-    for choice in CHOICES if group == "inversion" else ():
-        assert set(composed[choice]) == set(vars(getattr(config.inversion, choice)))
+    for choice in CHOICES.keys() & composed.keys():
+        assert set(composed[choice]) == set(vars(getattr(getattr(config, group), choice)))
 
 
 def test_every_client_server_and_strategy_field_can_be_overridden():

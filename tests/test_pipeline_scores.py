@@ -8,7 +8,8 @@ import torch
 
 from smi_fed.data import digits
 from smi_fed.models import ModelSpec, build_model
-from smi_fed.pipeline import Score, ensemble_accuracy, scores_of, weights_of
+from smi_fed.pipeline import weights_of
+from smi_fed.scores import Score, ensemble_accuracy, scores_of
 from smi_fed.teachers import TrainedTeacher
 from smi_fed.training import TrainingConfig, accuracy, train
 

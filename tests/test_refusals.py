@@ -9,7 +9,7 @@ from simulations.throughput.one_device import FederationConfig
 from smi_fed.checks import SettingError, read
 from smi_fed.config import ClientConfig, ModelsConfig, ServerConfig, Settings, StrategyConfig
 from smi_fed.data import DataConfig
-from smi_fed.distillation import DistillationConfig
+from smi_fed.distillation import Agreement, DistillationConfig, Mean, Median, Trimmed
 from smi_fed.inversion import (
     Adaptive,
     Converged,
@@ -75,7 +75,15 @@ FAULTS = {
     DistillationConfig: TRAINING | {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
         "ensemble": ("median", "certainty | class | class_certainty | examples | uniform"),
+        "robust": ("krum", "agreement | mean | median | trimmed"),
         "relabel": (-0.1, NON_NEGATIVE), "anchor": (-1, NON_NEGATIVE), "steps": (-1, NATURAL),
+    },
+    Mean: {"kind": ("median", "mean")},
+    Median: {"kind": (None, "median"), "most": (0.0, "a number in (0, 1]")},
+    Trimmed: {"kind": (1, "trimmed"), "cut": (0.5, "a number in [0, 0.5)"), "most": (1.1, "a number in (0, 1]")},
+    Agreement: {
+        "kind": ("mean", "agreement"), "images": (0, COUNT), "least": (1.0, SHARE),
+        "trigger": (1.0, "a number inside (0, 1) or null"),
     },
     DataConfig: {
         "source": ("disk", "digits | folder | hub | manifest | none | shapes"), "name": (3, TEXT),

@@ -10,7 +10,8 @@ import torch
 from server import reporting
 from smi_fed.config import ModelsConfig
 from smi_fed.distillation import DistillationRecord
-from smi_fed.pipeline import InversionRecord, Score
+from smi_fed.pipeline import InversionRecord
+from smi_fed.scores import Score
 from smi_fed.starts import start_of
 from smi_fed.strategies.round_record import Verdict, describe
 from smi_fed.teachers import StoredTeacher

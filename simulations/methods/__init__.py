@@ -30,10 +30,10 @@ from smi_fed.pipeline import (
     TrainedTeacher,
     distill_student,
     draw_targets,
-    ensemble_accuracy,
     invert_teacher,
     seeded,
 )
+from smi_fed.scores import ensemble_accuracy
 from smi_fed.training import accuracy
 
 DATA: dict[str, tuple[str, ...]] = {"digits": (), "shapes": ("inversion.parametrisation.levels=[4,8,16]",)}

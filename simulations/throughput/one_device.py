@@ -21,10 +21,10 @@ from smi_fed.pipeline import (
     PipelineConfig,
     TrainedTeacher,
     distill_student,
-    ensemble_classes,
     invert_teacher,
     seeded,
 )
+from smi_fed.scores import ensemble_classes
 from smi_fed.training import predict
 
 ARCHITECTURES = ("deit_tiny_patch16_224", "deit_small_patch16_224") * 2

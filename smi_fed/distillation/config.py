@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from smi_fed.checks import Natural, NonNegative, Positive, Text, checked, one_of, require
+from smi_fed.checks import Choice, Natural, NonNegative, Positive, Text, checked, one_of, require
+from smi_fed.distillation.robust import Agreement, Mean, Median, Trimmed
 from smi_fed.training import TrainingConfig
 
 ENSEMBLES = ("uniform", "examples", "class", "certainty", "class_certainty")
@@ -13,6 +14,7 @@ ENSEMBLES = ("uniform", "examples", "class", "certainty", "class_certainty")
 BY_CLASS, BY_CERTAINTY = ("class", "class_certainty"), ("certainty", "class_certainty")
 """Those that need every client's label counts, and those that ask how sure a teacher is of each image."""
 
+Robust = Annotated[Mean | Median | Trimmed | Agreement, Choice()]
 
 START = "start"
 """What `DistillationRecord.kept` calls the weights before the first step."""
@@ -32,6 +34,8 @@ class DistillationConfig(TrainingConfig):
         tokens: which tokens the student is shown: all | kept | mixed (either, by batch).
         ensemble: how teachers are weighted: uniform | examples | class | certainty |
             class_certainty, see `ensemble_weights`.
+        robust: how their probabilities are joined, mean | median | trimmed | agreement: a `Mean`, a `Median`, a
+            `Trimmed` or an `Agreement`; the kind alone, as a text, stands for its defaults.
         relabel: weight of the patch tokens' own labels (`smi_fed.relabelling`), >= 0; 0 is off, else
             the student has to be shown all tokens.
         anchor: pull towards the weights that the student starts from, >= 0: half of it times their squared
@@ -46,6 +50,7 @@ class DistillationConfig(TrainingConfig):
     mixup: NonNegative = 1.0
     tokens: Literal["all", "kept", "mixed"] = "all"
     ensemble: Annotated[Text, one_of(ENSEMBLES)] = "class"
+    robust: Robust = Mean()
     relabel: NonNegative = 0.0
     anchor: NonNegative = 0.0
 

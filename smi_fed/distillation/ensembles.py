@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from smi_fed.alignment import resize
 from smi_fed.checks import require_choice
 from smi_fed.distillation.config import BY_CLASS, ENSEMBLES
+from smi_fed.distillation.robust import Joining, Mean
 from smi_fed.models import Classifier, logits_of, unwrapped
 from smi_fed.training import evaluating
 
@@ -30,14 +31,15 @@ def ensemble_weights(
             the image, see `certainty`.
         num_examples: per teacher.
         label_counts: per teacher, examples of each class; needed where classes are weighted.
-        factors: per teacher, by which its weights are multiplied; None is 1.
+        factors: per teacher, of its weights, >= 0 and one of them above 0; None is 1 for each.
 
     Returns:
         (teachers, classes) or (teachers, 1) float32; every column sums to 1. A class that
-        nobody has seen is weighted evenly.
+        nobody has seen is weighted evenly, but for `factors`.
 
     Raises:
-        ValueError: an unknown kind, negative counts, or classes weighted without every teacher's counts.
+        ValueError: an unknown kind, negative counts or factors, factors of 0 alone, or classes weighted without
+            every teacher's counts.
     """
     require_choice("ensemble", kind, ENSEMBLES)
     if kind in BY_CLASS:
@@ -52,10 +54,14 @@ def ensemble_weights(
         weights = torch.tensor(values)[:, None]
     if bool((weights < 0).any()):
         raise ValueError("ensemble: got negative counts, allowed: counts >= 0")
-    factor = torch.ones(len(weights), 1) if factors is None else torch.tensor(factors, dtype=torch.float32)[:, None]
-    weights = weights * factor
+    evenly = torch.full((len(weights), 1), 1 / len(weights))
+    if factors is not None:
+        own = torch.tensor([float(factor) for factor in factors])[:, None]
+        if bool((own < 0).any()) or not bool((own > 0).any()):
+            raise ValueError(f"factors: got {list(factors)}, allowed: numbers >= 0, one of them above 0")
+        weights, evenly = weights * own, own / own.sum()
     total = weights.sum(0)
-    return torch.where(total > 0, weights / total.clamp(min=1e-12), factor / factor.sum())
+    return torch.where(total > 0, weights / total.clamp(min=1e-12), evenly)
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -68,7 +74,12 @@ def certainty(logits: Tensor) -> Tensor:
 
 
 def ensemble_probabilities(
-    logits: Iterable[Tensor], weights: Tensor, temperature: float = 1.0, *, by_certainty: bool = False
+    logits: Iterable[Tensor],
+    weights: Tensor,
+    temperature: float = 1.0,
+    *,
+    by_certainty: bool = False,
+    robust: Joining | None = None,
 ) -> Tensor:
     """Weighted mean (b, classes) of the teachers' softened probabilities, normalised again.
 
@@ -77,7 +88,10 @@ def ensemble_probabilities(
 
     Args:
         by_certainty: each teacher's weights are multiplied by its `certainty` of the image.
+        robust: what stands for the mean, see `smi_fed.distillation.robust`; None is the mean.
     """
+    if robust is not None and not robust.in_turn:
+        return _joined(list(logits), weights, temperature, by_certainty, robust)
     heard = (_heard(each, weight, temperature, by_certainty) for each, weight in zip(logits, weights, strict=True))
     return functools.reduce(torch.logaddexp, heard).softmax(-1)
 
@@ -88,6 +102,20 @@ def _heard(logits: Tensor, weight: Tensor, temperature: float, by_certainty: boo
     return heard + certainty(logits).log() if by_certainty else heard
 
 
+def _joined(
+    logits: Sequence[Tensor], weights: Tensor, temperature: float, by_certainty: bool, robust: Joining
+) -> Tensor:
+    """What `robust` makes of all teachers' probabilities; their mean where it leaves no class anything."""
+    probabilities = torch.stack([(each / temperature).softmax(-1) for each in logits])
+    weights = weights.to(probabilities)[:, None]
+    if by_certainty:
+        weights = weights * torch.stack([certainty(each) for each in logits])
+    found = robust.join(probabilities, weights)
+    total = found.sum(-1, keepdim=True)
+    found = torch.where(total > 1e-6, found, Mean().join(probabilities, weights))
+    return found / found.sum(-1, keepdim=True)
+
+
 @torch.no_grad()
 def ensemble_answers(
     teachers: Iterable[nn.Module],
@@ -96,24 +124,32 @@ def ensemble_answers(
     temperature: float,
     *,
     by_certainty: bool = False,
+    robust: Joining | None = None,
 ) -> list[Tensor]:
     """`ensemble_probabilities` (b, classes) of each view (b, c, h, w).
 
-    The teachers answer in turn: one of them is needed at a time, and nothing grows with their number.
+    The teachers answer in turn: one of them is needed at a time. For a mean nothing grows with their number; what
+    else is `robust` needs the logits of all of them, (teachers, b, classes) of each view.
 
     Raises:
         ValueError: teachers of different numbers of classes, or weights for another number.
     """
-    total: list[Tensor] = []
+    apart = robust is not None and not robust.in_turn
+    total, every = list[Tensor](), list[list[Tensor]]()
     numbers = itertools.count()
     for teacher in teachers:
         number = next(numbers)  # `enumerate` would hold the teacher
         with evaluating(teacher):
             logits = [answer(teacher, view) for view in views]
         del teacher  # before the next one is loaded
-        _check_classes(number, logits[0].shape[1], total, weights)
+        _check_classes(number, logits[0].shape[1], every[0] if every else total, weights)
+        if apart:
+            every.append(logits)
+            continue
         own = [_heard(each, weights[number], temperature, by_certainty) for each in logits]
         total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)] if total else own
+    if robust is not None and apart:
+        return [_joined(each, weights, temperature, by_certainty, robust) for each in zip(*every, strict=True)]
     return [each.softmax(-1) for each in total]
 
 

@@ -63,7 +63,8 @@ def distill(
         generator: source of every random choice, those of dropout too; a fresh seed of 0 when None.
         weights: (teachers, classes) or (teachers, 1), from `ensemble_weights`; None is uniform,
             whatever `config.ensemble` says of them: only the caller knows what clients told of their
-            data. By `certainty` teachers are weighted for each image besides, where it says so.
+            data. By `certainty` teachers are weighted for each image besides, where it says so. The agreement that
+            `config.robust` may ask for is the caller's too (`smi_fed.distillation.opinions`).
         shares: (images,) how often each image is drawn, not normalised; None is evenly.
         progress: called with (steps done, loss tensor) after every step.
 
@@ -87,9 +88,9 @@ def distill(
     shown = Shown(student, sets, config, size, device)
 
     def ask(views: Sequence[Tensor]) -> list[Tensor]:
-        sure = config.ensemble in BY_CERTAINTY
+        how: Any = {"by_certainty": config.ensemble in BY_CERTAINTY, "robust": config.robust}
         with computing(config, device):
-            return ensemble_answers(_others(student, teachers), views, weights, config.temperature, by_certainty=sure)
+            return ensemble_answers(_others(student, teachers), views, weights, config.temperature, **how)
 
     started, losses = time.perf_counter(), list[Tensor]()
     if not config.steps:

@@ -29,6 +29,7 @@ from smi_fed.starts import FROM_CLIENTS, check_start
 from smi_fed.strategies.allow_list import Expectation
 from smi_fed.strategies.arrivals import DISTILLATION, Arrivals
 from smi_fed.strategies.beginning import NoStartError, averages, begin_from
+from smi_fed.strategies.judging import check, judge
 from smi_fed.strategies.left_out import start_weights
 from smi_fed.strategies.memory import arguments_of
 from smi_fed.strategies.round_record import Answer, RoundRecord, Weights
@@ -83,6 +84,7 @@ class Core:
         self.pipeline, self.policy = pipeline or PipelineConfig(), policy or AdmissionPolicy()
         self.min_teachers, self.projection, self.refines, self.seed = min_teachers, projection, refine, seed
         self.device, self.on_round, self.inner = torch.device(device), on_round, inner
+        check(self.pipeline.distillation.robust, projection)
         self.pool, self.events = Pool(pool or PoolConfig()), events or Events()
         self.student = build_seeded(student, seed).to(self.device)
         self.state = RunState(state_directory, image_directory, self._identity() | dict(identity or {}), self.device)
@@ -214,15 +216,16 @@ class Core:
         record.reused = sum(map(len, reused))
         shares = self.pool.shares(record.round, sum(map(len, record.stored))) if reused else None
         generator = seeded(self.seed, record.round, DISTILLATION)
-        found = self._taught(record.teachers, record.stored, generator, shares, reused)
+        judge(record, config.robust, self.events)
+        found = self._taught(record.teachers, record.stored, generator, shares, reused, factors=record.factors)
         require_sound(self.student, f"the distillation of round {record.round}")
         return found
 
-    def _taught(self, teachers: Any, images: Any, *how: Any, node: str = "") -> DistillationRecord:
+    def _taught(self, teachers: Any, images: Any, *how: Any, node: str = "", **more: Any) -> DistillationRecord:
         """`distill_student` of this run's student, told to the watchers; of one node's teacher where it has a name."""
         self.events.tell("distillation", "started", node)
         tell = partial(self.events.tell, "distillation", "progress", node)
-        found = distill_student(self.student, teachers, images, self.pipeline.distillation, *how, tell=tell)
+        found = distill_student(self.student, teachers, images, self.pipeline.distillation, *how, tell=tell, **more)
         self.events.tell("distillation", "ended", node, steps=found.steps, seconds=found.seconds, kept=found.kept)
         return found
 
@@ -289,7 +292,12 @@ class Core:
             self.on_round(record)
 
     def _remember_images(self, record: RoundRecord, clients: list[str]) -> None:
-        self.pool.add(record.round, clients, record.stored, [teacher.classes for teacher in record.teachers])
+        """Keep a round's images for later ones, but for those of teachers that were left out."""
+        rows = zip(
+            clients, record.stored, [teacher.classes for teacher in record.teachers], record.factors, strict=True
+        )
+        kept = [row[:3] for row in rows if row[3]]
+        self.pool.add(record.round, *map(list, zip(*kept, strict=True)))
 
 
 def _copied(model: nn.Module) -> Weights:

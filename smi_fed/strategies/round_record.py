@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smi_fed.distillation import DistillationRecord
+from smi_fed.distillation import DistillationRecord, Opinion
 from smi_fed.lazy import Lazily
 from smi_fed.models import ModelSpec
 from smi_fed.pipeline import InversionRecord
@@ -37,6 +37,7 @@ class Verdict:
         teacher: its model, on disk.
         images: its synthetic images; None until it was inverted.
         inversion: what they took.
+        opinion: what the other teachers' images say of it, where `distillation.robust` asks for agreement.
         reply: what the node sent, without its arrays.
         sent, received: bytes of the question and of the reply, see `records.size_of`; 0 in Flower's older API.
         age: how many rounds ago the node was asked.
@@ -52,6 +53,7 @@ class Verdict:
     teacher: StoredTeacher | None = field(default=None, repr=False)
     images: StoredImages | None = field(default=None, repr=False)
     inversion: InversionRecord | None = None
+    opinion: Opinion = Opinion()
     reply: Any = field(default=None, repr=False)
     sent: int = 0
     received: int = 0
@@ -106,6 +108,11 @@ class RoundRecord:
     def images(self) -> Sequence[SparseImages]:
         """Each teacher's images, read when they are asked for."""
         return Lazily(self.stored, StoredImages.load)
+
+    @property
+    def factors(self) -> list[float]:
+        """What each teacher's weight in the ensemble is multiplied by."""
+        return [verdict.opinion.factor for verdict in self.admitted]
 
     @property
     def inversions(self) -> list[InversionRecord]:

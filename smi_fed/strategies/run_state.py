@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from smi_fed.distillation import DistillationRecord
+from smi_fed.distillation import DistillationRecord, Opinion
 from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory, write_json
 from smi_fed.pipeline import InversionRecord
 from smi_fed.sparse_images import StoredImages
@@ -148,12 +148,15 @@ class RunState:
         return [self._verdict(line) for line in lines]
 
     def _verdict(self, line: dict[str, Any]) -> Verdict:
-        teacher, images, inversion = (line.pop(key) for key in ("teacher", "images", "inversion"))
+        teacher, images, inversion, opinion = (
+            line.pop(key, None) for key in ("teacher", "images", "inversion", "opinion")
+        )
         return Verdict(
             **{**line, "node": int(line["node"])},
             teacher=None if teacher is None else stored_from(teacher, self.directory, self.device),
             images=None if images is None else StoredImages(self.images / images["file"], images["count"]),
             inversion=None if inversion is None else InversionRecord(**inversion),
+            opinion=Opinion(**(opinion or {})),
         )
 
     def close(self, record: RoundRecord, clients: list[str], weights: Weights, strategy: Any) -> None:
@@ -245,4 +248,5 @@ def _line(verdict: Verdict) -> dict[str, Any]:
         "teacher": None if teacher is None else facts_of(teacher),
         "images": None if images is None else {"file": images.path.name, "count": images.count},
         "inversion": None if inversion is None else asdict(inversion),
+        "opinion": asdict(verdict.opinion),
     }

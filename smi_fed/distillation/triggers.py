@@ -1,0 +1,161 @@
+"""Triggers of backdoors among synthetic images: what inversion finds in a backdoored model is often its trigger.
+
+A piece of a synthetic image is put on the others' images, at its own place. If it drives a teacher to one class
+wherever it stands, and most other teachers not at all, it is a trigger and no part of an object. Why inversion finds
+triggers, and another test for them (shuffled channels): Hong et al., ICML 2023 (ABD, arXiv 2306.02368).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smi_fed.alignment import resize
+from smi_fed.distillation.ensembles import answer
+from smi_fed.lazy import one_by_one
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import evaluating
+
+PLACES, SIDE = 7, 4
+"""A window is 1 / `SIDE` of an image high and wide; it stands at `PLACES` x `PLACES` places, each half of it apart."""
+PER_CLASS = 4
+"""Images of each class whose windows are tried."""
+SCREENED, HOSTS = 8, 64
+"""Images of others on which all windows are tried, and on which those that look like triggers are."""
+TRIED = 3
+"""Most windows of one teacher that all teachers are asked of."""
+BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A piece of a synthetic image.
+
+    Attributes:
+        pixels: (c, h, w).
+        rows, columns: where it stands.
+        target: the class that the image was made for.
+        source: the teacher whose image it is.
+        rate: share of the screened images that it drives that teacher to `target`.
+    """
+
+    pixels: Tensor
+    rows: slice
+    columns: slice
+    target: int
+    source: int
+    rate: float
+
+    def on(self, images: Tensor) -> Tensor:
+        """Images (n, c, h, w) with it."""
+        shown = images.clone()
+        shown[:, :, self.rows, self.columns] = self.pixels
+        return shown
+
+
+@torch.no_grad()
+def find_triggers(teachers: Sequence[nn.Module], images: Sequence[SparseImages], least: float) -> list[str]:
+    """Of each teacher why it is thought to have a backdoor; empty where it is not.
+
+    Args:
+        teachers: with the student's classes; one is in memory at a time.
+        images: some of each teacher's; targets are the student's classes.
+        least: share of the others' images that a window has to drive to its class; of the median teacher it may
+            drive no more than what is left to 1.
+    """
+    size = images[0].images.shape[2:]
+    sets = [resize(each.images, (size[0], size[1])) for each in images]
+    screened = [_others(sets, i, SCREENED) for i in range(len(sets))]
+    windows = [
+        window
+        for i in range(len(teachers))
+        for window in suspects(teachers[i], i, sets[i], images[i].targets, screened[i], least)
+    ]
+    if not windows:
+        return [""] * len(teachers)
+    hosts = [_others(sets, window.source, HOSTS) for window in windows]
+    of_each = one_by_one(teachers, lambda teacher: driven(teacher, windows, hosts))
+    rates = torch.tensor(of_each)  # (teachers, windows)
+    typical = rates.sort(dim=0).values[len(rates) // 2]
+    # Whoever frames another by its images is found with it: a window has to drive the teacher that it is of.
+    sources = torch.tensor([window.source for window in windows])
+    true = (rates >= least) & (typical <= 1 - least) & (rates.gather(0, sources[None]) >= least)
+    return [_reason(row, own, typical, windows) for row, own in zip(true, rates, strict=True)]
+
+
+def _reason(true: Tensor, rates: Tensor, typical: Tensor, windows: Sequence[Window]) -> str:
+    if not bool(true.any()):
+        return ""
+    best = int(rates.masked_fill(~true, -1).argmax())
+    window = windows[best]
+    return (
+        f"a piece of a synthetic image drives it to class {window.target} on {float(rates[best]):.0%} of others' images"
+        f" and the median teacher on {float(typical[best]):.0%}, like a backdoor's trigger: left out of the ensemble"
+    )
+
+
+def _others(sets: Sequence[Tensor], own: int, count: int) -> Tensor:
+    """`count` images of all other teachers, taken from them in turn."""
+    rows = itertools.zip_longest(*(each for place, each in enumerate(sets) if place != own))
+    return torch.stack([image for row in itertools.islice(rows, count) for image in row if image is not None][:count])
+
+
+def places(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of all windows of an image."""
+    parts = []
+    for side in (height, width):
+        length = max(1, side // SIDE)
+        starts = torch.linspace(0, side - length, PLACES).round().long().unique().tolist()
+        parts.append([slice(start, start + length) for start in starts])
+    return list(itertools.product(*parts))
+
+
+def suspects(
+    teacher: nn.Module, number: int, images: Tensor, targets: Tensor, hosts: Tensor, least: float
+) -> list[Window]:
+    """The windows of a teacher's own images (n, c, h, w) that drive it most, if at least to `least` of the hosts."""
+    found = list[Window]()
+    before = _named(teacher, hosts)
+    targets = targets.argmax(1) if targets.ndim == 2 else targets
+    for target in targets.unique().tolist():
+        for image in images[targets == target][:PER_CLASS]:
+            windows = [Window(image[:, r, c], r, c, target, number, 0.0) for r, c in places(*image.shape[1:])]
+            found += _screened(teacher, windows, hosts, before, least)
+    return sorted(found, key=lambda window: -window.rate)[:TRIED]
+
+
+def _screened(
+    teacher: nn.Module, windows: Sequence[Window], hosts: Tensor, before: Tensor, least: float
+) -> list[Window]:
+    """Those of one image's windows that drive the teacher, with their rates."""
+    others = before != windows[0].target
+    if not bool(others.any()):
+        return []
+    shown = torch.cat([window.on(hosts[others]) for window in windows])
+    said = _named(teacher, shown).view(len(windows), -1)
+    rates = (said == windows[0].target).float().mean(1).tolist()
+    return [
+        Window(w.pixels, w.rows, w.columns, w.target, w.source, rate)
+        for w, rate in zip(windows, rates, strict=True)
+        if rate >= least
+    ]
+
+
+def driven(teacher: nn.Module, windows: Sequence[Window], hosts: Sequence[Tensor]) -> list[float]:
+    """Of each window the share of its hosts that the teacher names as its class with it, and not without it."""
+    rates = []
+    for window, own in zip(windows, hosts, strict=True):
+        others = own[_named(teacher, own) != window.target]
+        with_it = _named(teacher, window.on(others)) if len(others) else torch.empty(0)
+        rates.append(float((with_it == window.target).float().mean()) if len(others) else 0.0)
+    return rates
+
+
+def _named(teacher: nn.Module, images: Tensor) -> Tensor:
+    device = next((weight.device for weight in teacher.parameters()), images.device)
+    with evaluating(teacher):
+        return torch.cat([answer(teacher, part.to(device)).argmax(1).cpu() for part in images.split(BATCH)])
