@@ -246,12 +246,14 @@ def distill_student(
     """
     sets = [(each, teacher.classes) for teacher, each in zip(teachers, images, strict=True)]
     sets += [(entry, entry.classes) for entry in reused]
+    counts = torch.tensor([len(each) for each, _ in sets])
     own = list(factors or [1.0] * len(teachers))
     if any(factor != 1 for factor in own):
-        counts = torch.tensor([len(each) for each, _ in sets])
         drawn = torch.tensor([*own, *[1.0] * len(reused)], dtype=torch.float64).repeat_interleave(counts)
         shares = drawn if shares is None else shares * drawn
     heard = [teacher for teacher, factor in zip(teachers, own, strict=True) if factor]
+    places = iter(range(len(heard)))
+    owners = torch.tensor([*(next(places) if factor else -1 for factor in own), *[-1] * len(reused)])
     with Bar("distillation", config.steps, unit="step", tell=tell, times=100) as bar:
         return distill(
             student,
@@ -261,5 +263,6 @@ def distill_student(
             generator=generator,
             weights=weights_of(heard, config.ensemble, [factor for factor in own if factor]),
             shares=shares,
+            owners=owners.repeat_interleave(counts),
             progress=lambda step, loss: bar.at(step, loss=loss),
         )

@@ -189,3 +189,8 @@ def _problem(found: SparseImages) -> str | None:
 
 def _is_rows_of_floats(values: Tensor) -> bool:
     return values.ndim == 2 and values.is_floating_point()
+
+
+def classes_of(images: SparseImages) -> Tensor:
+    """(n,) what each image was made for; of several labels the strongest."""
+    return images.targets.argmax(1) if images.targets.ndim == 2 else images.targets

@@ -76,7 +76,7 @@ FAULTS = {
         "temperature": (0.0, POSITIVE), "mixup": ("1", NON_NEGATIVE), "tokens": ("some", "all | kept | mixed"),
         "ensemble": ("median", "certainty | class | class_certainty | examples | uniform"),
         "robust": ("krum", "agreement | mean | median | trimmed"),
-        "relabel": (-0.1, NON_NEGATIVE), "anchor": (-1, NON_NEGATIVE), "steps": (-1, NATURAL),
+        "others": (0, COUNT), "relabel": (-0.1, NON_NEGATIVE), "anchor": (-1, NON_NEGATIVE), "steps": (-1, NATURAL),
     },
     Mean: {"kind": ("median", "mean")},
     Median: {"kind": (None, "median"), "most": (0.0, "a number in (0, 1]")},

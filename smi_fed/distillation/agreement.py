@@ -16,7 +16,7 @@ from smi_fed.distillation.ensembles import answer
 from smi_fed.distillation.robust import Agreement
 from smi_fed.distillation.triggers import find_triggers
 from smi_fed.lazy import one_by_one
-from smi_fed.sparse_images import SparseImages
+from smi_fed.sparse_images import SparseImages, classes_of
 from smi_fed.training import evaluating
 
 LEAST_IMAGES = 5
@@ -71,11 +71,6 @@ def opinions(
     if any(each.factor for each in found):
         return found
     return [replace(each, factor=1.0, reason=f"{each.reason}; heard, since nobody would be left") for each in found]
-
-
-def classes_of(images: SparseImages) -> Tensor:
-    """(n,) what each image was made for; of several labels the strongest."""
-    return images.targets.argmax(1) if images.targets.ndim == 2 else images.targets
 
 
 def evenly(images: SparseImages, count: int) -> SparseImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from smi_fed.checks import Choice, Natural, NonNegative, Positive, Text, checked, one_of, require
+from smi_fed.checks import Choice, Count, Natural, NonNegative, Positive, Text, checked, one_of, require
 from smi_fed.distillation.robust import Agreement, Mean, Median, Trimmed
 from smi_fed.training import TrainingConfig
 
@@ -36,6 +36,9 @@ class DistillationConfig(TrainingConfig):
             class_certainty, see `ensemble_weights`.
         robust: how their probabilities are joined, mean | median | trimmed | agreement: a `Mean`, a `Median`, a
             `Trimmed` or an `Agreement`; the kind alone, as a text, stands for its defaults.
+        others: teachers that are asked of an image beside those that it was made from, drawn by how much they are
+            heard on its classes (`smi_fed.distillation.asking`); of few teachers, and where `robust` is no mean, all
+            are asked; None asks all.
         relabel: weight of the patch tokens' own labels (`smi_fed.relabelling`), >= 0; 0 is off, else
             the student has to be shown all tokens.
         anchor: pull towards the weights that the student starts from, >= 0: half of it times their squared
@@ -51,6 +54,7 @@ class DistillationConfig(TrainingConfig):
     tokens: Literal["all", "kept", "mixed"] = "all"
     ensemble: Annotated[Text, one_of(ENSEMBLES)] = "class"
     robust: Robust = Mean()
+    others: Count | None = 7
     relabel: NonNegative = 0.0
     anchor: NonNegative = 0.0
 

@@ -92,14 +92,14 @@ def ensemble_probabilities(
     """
     if robust is not None and not robust.in_turn:
         return _joined(list(logits), weights, temperature, by_certainty, robust)
-    heard = (_heard(each, weight, temperature, by_certainty) for each, weight in zip(logits, weights, strict=True))
-    return functools.reduce(torch.logaddexp, heard).softmax(-1)
+    shares = (heard(each, weight, temperature, by_certainty) for each, weight in zip(logits, weights, strict=True))
+    return functools.reduce(torch.logaddexp, shares).softmax(-1)
 
 
-def _heard(logits: Tensor, weight: Tensor, temperature: float, by_certainty: bool) -> Tensor:
+def heard(logits: Tensor, weight: Tensor, temperature: float, by_certainty: bool) -> Tensor:
     """Logarithm of one teacher's share (b, classes) in the ensemble."""
-    heard = (logits / temperature).log_softmax(-1) + weight.to(logits).log()
-    return heard + certainty(logits).log() if by_certainty else heard
+    share = (logits / temperature).log_softmax(-1) + weight.to(logits).log()
+    return share + certainty(logits).log() if by_certainty else share
 
 
 def _joined(
@@ -146,7 +146,7 @@ def ensemble_answers(
         if apart:
             every.append(logits)
             continue
-        own = [_heard(each, weights[number], temperature, by_certainty) for each in logits]
+        own = [heard(each, weights[number], temperature, by_certainty) for each in logits]
         total = [torch.logaddexp(a, b) for a, b in zip(total, own, strict=True)] if total else own
     if robust is not None and apart:
         return [_joined(each, weights, temperature, by_certainty, robust) for each in zip(*every, strict=True)]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from smi_fed.ahead import ahead, in_turn
 from smi_fed.augmentation import augmentation
+from smi_fed.distillation.asking import Asking, sampled_answers
 from smi_fed.distillation.config import BY_CERTAINTY, DistillationConfig, DistillationRecord
 from smi_fed.distillation.ensembles import ensemble_answers
 from smi_fed.distillation.shown import Shown
-from smi_fed.distillation.views import Draw, draw, show
-from smi_fed.distillation.watching import Watch, divide
+from smi_fed.distillation.views import Draw, draw, show, unchanged
+from smi_fed.distillation.watching import Ask, Watch, divide
 from smi_fed.lazy import one_by_one
 from smi_fed.models import Classifier, logits_of, unwrapped
-from smi_fed.sparse_images import SparseImages
+from smi_fed.sparse_images import SparseImages, classes_of
 from smi_fed.training import Optimiser, computing, evaluating, seeded_torch
 from smi_fed.tuning import only_trained, training_mode
 
@@ -40,6 +42,7 @@ def distill(
     generator: torch.Generator | None = None,
     weights: Tensor | None = None,
     shares: Tensor | None = None,
+    owners: Tensor | None = None,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> DistillationRecord:
     """Teach `student`, in place and on its own device, what the teachers say of the images.
@@ -66,6 +69,8 @@ def distill(
             data. By `certainty` teachers are weighted for each image besides, where it says so. The agreement that
             `config.robust` may ask for is the caller's too (`smi_fed.distillation.opinions`).
         shares: (images,) how often each image is drawn, not normalised; None is evenly.
+        owners: (images,) the number of the teacher that each image was made from, -1 for none of these. Where there
+            are many teachers, `config.others` of the others are asked of an image; None asks all of them.
         progress: called with (steps done, loss tensor) after every step.
 
     Raises:
@@ -87,19 +92,24 @@ def distill(
     config = config.over(count - len(held))
     shown = Shown(student, sets, config, size, device)
 
-    def ask(views: Sequence[Tensor]) -> list[Tensor]:
-        how: Any = {"by_certainty": config.ensemble in BY_CERTAINTY, "robust": config.robust}
+    asking = _asking(config, owners, sets, weights)
+
+    def ask(draws: Sequence[Draw], views: Sequence[Tensor]) -> list[Tensor]:
+        common, sure = (_others(student, teachers), views, weights, config.temperature), config.ensemble in BY_CERTAINTY
         with computing(config, device):
-            return ensemble_answers(_others(student, teachers), views, weights, config.temperature, **how)
+            if asking is None:
+                return ensemble_answers(*common, by_certainty=sure, robust=config.robust)
+            return sampled_answers(*common, [each.asked for each in draws if each.asked is not None], by_certainty=sure)
 
     started, losses = time.perf_counter(), list[Tensor]()
     if not config.steps:
         student.eval()
         return DistillationRecord()
     with only_trained(student, config.trainable), seeded_torch(generator):
-        optimiser, watch = Optimiser(student, config), Watch(student, sets, held, config, ask, size)
+        left = unchanged(held, generator, asking if len(held) else None)
+        optimiser, watch = Optimiser(student, config), Watch(student, sets, left, config, ask, size)
         start = [weight.detach().clone() for weight in optimiser.weights] if config.anchor else []
-        with closing(_lessons(student, sets, config, shares, ask, size, count, generator)) as lessons:
+        with closing(_lessons(student, sets, config, shares, ask, size, count, generator, asking)) as lessons:
             for step, drawn, view, probabilities in lessons:
                 if step == 1:
                     watch.begin()
@@ -123,7 +133,7 @@ def _half_square(weights: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
 
 def _lessons(
     student: nn.Module, sets: Sequence[SparseImages], config: DistillationConfig, shares: Tensor | None,
-    ask: Callable[[Sequence[Tensor]], list[Tensor]], size: tuple[int, int], count: int, generator: torch.Generator,
+    ask: Ask, size: tuple[int, int], count: int, generator: torch.Generator, asking: Asking | None,
 ) -> Generator[tuple[int, Draw, Tensor, Tensor], None, None]:  # fmt: skip
     """Of each step its number from 1, what is drawn among `count` images, the view, and what the ensemble says of it.
 
@@ -131,14 +141,14 @@ def _lessons(
     """
     device, change = next(student.parameters()).device, augmentation(config.augmentation)
     numbers = len(sets[0].images[0]) * size[0] * size[1]
-    known = _asked_once(sets, config, ask, size, count, device)
+    known = _asked_once(sets, config, ask, size, count, device, partial(unchanged, generator=generator, asking=asking))
 
     def block(steps: range) -> Callable[[], tuple[range, list[Draw], list[Tensor], list[Tensor]]]:
-        draws = [draw(config, count, shares, generator) for _ in steps]
+        draws = [draw(config, count, shares, generator, asking if known is None else None) for _ in steps]
 
         def make() -> tuple[range, list[Draw], list[Tensor], list[Tensor]]:
             views = [change(view) for view in show(sets, draws, size, device)]
-            return steps, draws, views, ask(views) if known is None else [known[each.rows] for each in draws]
+            return steps, draws, views, ask(draws, views) if known is None else [known[each.rows] for each in draws]
 
         return make
 
@@ -163,16 +173,27 @@ def _lessons(
 
 
 def _asked_once(
-    sets: Sequence[SparseImages], config: DistillationConfig, ask: Callable[[Sequence[Tensor]], list[Tensor]],
-    size: tuple[int, int], count: int, device: torch.device,
+    sets: Sequence[SparseImages], config: DistillationConfig, ask: Ask, size: tuple[int, int], count: int,
+    device: torch.device, drawn: Callable[[Tensor], Draw],
 ) -> Tensor | None:  # fmt: skip
     """What the ensemble says of every image (count, classes); None where views differ, or where fewer are shown."""
     if not config.same_views or config.steps * config.batch_size < count:
         return None
     parts = torch.arange(count).split(config.batch_size)
     blocks = _blocks(len(parts), config.batch_size * len(sets[0].images[0]) * size[0] * size[1])
-    draws = ([Draw(parts[i], None, None, True) for i in block] for block in blocks)
-    return torch.cat([answers for each in draws for answers in ask(show(sets, each, size, device))])
+    draws = ([drawn(parts[i]) for i in block] for block in blocks)
+    return torch.cat([answers for each in draws for answers in ask(each, show(sets, each, size, device))])
+
+
+def _asking(
+    config: DistillationConfig, owners: Tensor | None, sets: Sequence[SparseImages], weights: Tensor
+) -> Asking | None:
+    """How teachers are drawn; None where all are asked: there are few, or they are not joined by a mean."""
+    few = config.others is None or len(weights) <= config.others + 2  # an image may be mixed of two teachers' own
+    if owners is None or few or not config.robust.in_turn:
+        return None
+    assert config.others is not None
+    return Asking(owners, torch.cat(one_by_one(sets, classes_of)), weights.cpu(), config.others)
 
 
 def _blocks(steps: int, numbers: int, first: int = BLOCK_STEPS) -> list[range]:

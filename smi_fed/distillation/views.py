@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.alignment import resize
+from smi_fed.distillation.asking import Asking
 from smi_fed.distillation.config import DistillationConfig
 from smi_fed.sparse_images import SparseImages
 from smi_fed.tokens import roll_images
@@ -46,15 +47,25 @@ def mix(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step shows: rows (b,) of all images, a shift (b, 2) and partners, and whether all tokens."""
+    """What one step shows: rows (b,) of all images, a shift (b, 2) and partners, and whether all tokens.
+
+    Who is asked of them is in `asked` (teachers, b), see `Asking.draw`; None is every teacher.
+    """
 
     rows: Tensor
-    shift: Tensor | None
-    partners: Partners | None
-    everything: bool
+    shift: Tensor | None = None
+    partners: Partners | None = None
+    everything: bool = True
+    asked: Tensor | None = None
 
 
-def draw(config: DistillationConfig, images: int, shares: Tensor | None, generator: torch.Generator) -> Draw:
+def draw(
+    config: DistillationConfig,
+    images: int,
+    shares: Tensor | None,
+    generator: torch.Generator,
+    asking: Asking | None = None,
+) -> Draw:
     """One step's draw among `images`, evenly or in the proportions of `shares` (images,)."""
     count = config.batch_size
     if shares is None:
@@ -65,7 +76,13 @@ def draw(config: DistillationConfig, images: int, shares: Tensor | None, generat
     partners = draw_partners(count, config.mixup, generator)
     mixed = config.tokens == "mixed"
     everything = bool(torch.rand((), generator=generator) < 0.5) if mixed else config.tokens == "all"
-    return Draw(rows, shift, partners, everything)
+    asked = asking and asking.draw(rows, partners and partners[1], generator)
+    return Draw(rows, shift, partners, everything, asked)
+
+
+def unchanged(rows: Tensor, generator: torch.Generator, asking: Asking | None = None) -> Draw:
+    """Images as they are."""
+    return Draw(rows, asked=asking and asking.draw(rows, None, generator))
 
 
 def show(

@@ -13,7 +13,7 @@ from smi_fed.distillation.config import START, DistillationConfig
 from smi_fed.distillation.shown import distillation_loss
 from smi_fed.distillation.views import Draw, show
 from smi_fed.lazy import one_by_one
-from smi_fed.sparse_images import SparseImages
+from smi_fed.sparse_images import SparseImages, classes_of
 from smi_fed.training import computing, even_shares, held_out, predict
 from smi_fed.tuning import Best
 
@@ -24,7 +24,7 @@ def divide(
     """How often each image is shown, None for evenly, and the places of those that are held out."""
     if not config.balanced and not config.validation:
         return shares, torch.empty(0, dtype=torch.long)
-    targets = torch.cat(one_by_one(sets, _classes))
+    targets = torch.cat(one_by_one(sets, classes_of))
     _, held = held_out(targets, config.validation, generator)
     shown = torch.ones(len(targets)) if shares is None else shares.clone()
     if config.balanced:
@@ -33,33 +33,32 @@ def divide(
     return shown, held
 
 
-def _classes(images: SparseImages) -> Tensor:
-    """(n,) what each image was made for; of several labels the strongest."""
-    return images.targets.argmax(1) if images.targets.ndim == 2 else images.targets
+Ask = Callable[[Sequence[Draw], Sequence[Tensor]], list[Tensor]]
 
 
 class Watch:
-    """Compares the student with the ensemble on the images at `held`; without any it never stops anything.
+    """Compares the student with the ensemble on the images of `held`; without any it never stops anything.
 
     The start is compared too, so that what is kept never agrees less than it. Patience does not count it: a new
     student may get worse before it gets better.
 
     Args:
-        ask: views to the ensemble's probabilities (b, classes) of each.
+        held: the images, as `unchanged` draws them.
+        ask: draws and their views to the ensemble's probabilities (b, classes) of each.
         size: of the student's images.
     """
 
     def __init__(
-        self, student: nn.Module, sets: Sequence[SparseImages], held: Tensor, config: DistillationConfig,
-        ask: Callable[[Sequence[Tensor]], list[Tensor]], size: tuple[int, int],
+        self, student: nn.Module, sets: Sequence[SparseImages], held: Draw, config: DistillationConfig, ask: Ask,
+        size: tuple[int, int],
     ) -> None:  # fmt: skip
         self.student, self.config, self.device = student, config, next(student.parameters()).device
         self.start, self.best, self.step = Best(student, 1), Best(student, config.patience), 0
         self.views, self.answers = torch.empty(0), torch.empty(0)
-        self.every = max(1, math.ceil((sum(one_by_one(sets, len)) - len(held)) / config.batch_size))
-        if len(held):
-            (self.views,) = show(sets, [Draw(held, None, None, True)], size, self.device)
-            self.answers = ask([self.views])[0].cpu()
+        self.every = max(1, math.ceil((sum(one_by_one(sets, len)) - len(held.rows)) / config.batch_size))
+        if len(held.rows):
+            (self.views,) = show(sets, [held], size, self.device)
+            self.answers = ask([held], [self.views])[0].cpu()
 
     def done(self, step: int) -> bool:
         """Whether, at the end of an epoch or of the last step, the loss has not fallen for as long as patience says."""
