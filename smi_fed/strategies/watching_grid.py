@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from smi_fed.progress import Bar
+from smi_fed.strategies.pulling import pull
 
 BUSY = 4
 """Times as long as a look for replies took that is waited for the next: many nodes take many questions."""
@@ -64,7 +65,7 @@ class WatchingGrid(Grid):
 
     def _take(self, asked: str, replies: list[Message], bar: Bar) -> bool:
         """Pull the reply to one message; whether it was there."""
-        for message in self.grid.pull_messages([asked]):
+        for message in pull(self.grid, asked):
             if self.on_reply is not None:
                 self.on_reply(message)
             replies.append(self.take(message))
