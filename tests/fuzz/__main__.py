@@ -22,6 +22,8 @@ from tests.fuzz import campaign, measured
 from tests.fuzz.door import MEBIBYTE, Door
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzzing.json"
+MOST = 50
+"""Faults that are printed; the file has all."""
 
 
 def doors() -> list[Door]:
@@ -53,10 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     show_log()
     logging.getLogger("smi_fed").addFilter(lambda record: record.getMessage().startswith("fuzzing"))
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    shown = list[campaign.Fault]()
     with Bar("fuzzing", total, unit="case", interval=20.0) as bar:
-        found = campaign.run(
-            chosen, options.cases, options.seed, options.number, lambda done, faults: bar.at(done, faults=faults)
-        )
+
+        def tell(done: int, faults: list[campaign.Fault]) -> None:
+            bar.at(done, faults=len(faults))
+            for fault in faults[len(shown) : MOST]:
+                shown.append(fault)
+                print(f"{fault.door} {fault.number}: {fault.what}", flush=True)
+
+        found = campaign.run(chosen, options.cases, options.seed, options.number, tell)
     seconds = time.perf_counter() - started
     show(chosen, found, seconds)
     if options.output is not None:
@@ -83,7 +91,7 @@ def told(chosen: list[Door], found: dict[str, campaign.Tally], seed: int, second
 
 
 def show(chosen: list[Door], found: dict[str, campaign.Tally], seconds: float) -> None:
-    """The table, and every fault."""
+    """The table."""
     console, table = (
         Console(width=140),
         Table(title=f"{sum(t.cases for t in found.values()):,} cases in {seconds:.0f} s"),
@@ -100,9 +108,6 @@ def show(chosen: list[Door], found: dict[str, campaign.Tally], seconds: float) -
             reasons,
         )  # fmt: skip
     console.print(table, markup=False)
-    for tally in found.values():
-        for fault in tally.faults[:20]:
-            console.print(f"{fault.door} {fault.number}: {fault.what}", markup=False)
 
 
 if __name__ == "__main__":

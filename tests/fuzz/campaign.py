@@ -87,23 +87,25 @@ def shares(doors: Sequence[Door], cases: int) -> dict[str, int]:
 
 
 def run(
-    doors: Sequence[Door], cases: int, seed: int, first: int = 0, tell: Callable[[int, int], None] | None = None
+    doors: Sequence[Door], cases: int, seed: int, first: int = 0, tell: Callable[[int, list[Fault]], None] | None = None
 ) -> dict[str, Tally]:
     """At least `cases` cases through `doors`, by their shares; the same seed makes the same cases.
 
     Args:
         first: number of each door's first case.
-        tell: called with how many cases are done, and how many were faults.
+        tell: called after each case with how many are done, and all faults.
     """
-    meter, found, done = Meter(), {}, 0
+    meter, found, faults, done = Meter(), {}, list[Fault](), 0
     warnings.simplefilter("ignore")  # they are no outcome
     for door, count in zip(doors, shares(doors, cases).values(), strict=True):
         tally = found[door.name] = Tally()
         for number in range(first, first + count):
+            before = len(tally.faults)
             enter(door, seed, number, tally, meter)
+            faults += tally.faults[before:]
             done += 1
             if tell is not None:
-                tell(done, sum(len(each.faults) for each in found.values()))
+                tell(done, faults)
     return found
 
 

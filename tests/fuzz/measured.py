@@ -59,12 +59,12 @@ class Meter:
     """Measures the block that it stands around; needs Linux."""
 
     def __init__(self) -> None:
-        self.peak = _status()[1]
         _listen()
 
     def __enter__(self) -> Taken:
         self.taken = Taken()
         Path("/proc/self/clear_refs").write_text("5")  # the largest resident size begins anew
+        self.peak = _status()[1]  # of the address space; it stays for the process's whole life
         size, resident = Path("/proc/self/statm").read_text().split()[:2]
         self.size, self.resident = int(size) * PAGE, int(resident) * PAGE
         _watched.append(self.taken)
@@ -75,8 +75,7 @@ class Meter:
         self.taken.seconds = time.process_time() - self.started
         _watched.pop()
         resident, size = _status()
-        asked = size - self.size if size > self.peak else 0  # the system keeps this peak for the process's whole life
-        self.peak = size
+        asked = size - self.size if size > self.peak else 0
         self.taken.memory = max(0, resident - self.resident, asked)
 
 

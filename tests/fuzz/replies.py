@@ -220,8 +220,8 @@ def left(rng: Random) -> Case:
 
 
 DOORS = (
-    Door("reply", "a whole reply to training, from arrival to the stored model", reply, 60, memory=64 * MEBIBYTE),
-    Door("objects", "the pieces in which Flower carries a reply", objects, 60, memory=64 * MEBIBYTE),
+    Door("reply", "a whole reply to training, from arrival to the stored model", reply, 30, memory=64 * MEBIBYTE),
+    Door("objects", "the pieces in which Flower carries a reply", objects, 30, memory=64 * MEBIBYTE),
     Door("error", "what a node says of its failure", error, 300),
     Door("records", "keys and kinds of a reply's records", reading, 1800),
     Door("spec", "the architecture's JSON", spec, 2000),
