@@ -58,4 +58,4 @@ def extreme(rng: Random) -> Case:
     return Case(size_of(content), enter)
 
 
-DOORS = (Door("extremes", "models at the edge of what is allowed", extreme, 0.6, memory=1024 * MEBIBYTE, seconds=60.0),)
+DOORS = (Door("extremes", "models at the edge of what is allowed", extreme, 0.4, memory=1024 * MEBIBYTE, seconds=60.0),)

@@ -290,11 +290,11 @@ def plots(rng: Random) -> Case:
 
 
 DOORS = (
-    Door("evaluation", "an answer to an evaluation, and what the report makes of it", evaluation, 900),
-    Door("last head", "an answer to the question for class statistics", last_head, 60, (NoStartError, Refused)),
-    Door("old metrics", "what a reply of Flower's older API says beside its arrays", old_metrics, 700),
-    Door("old reply", "a whole reply of Flower's older API", old_reply, 10, memory=64 * MEBIBYTE),
-    Door("name", "a client's name, as far as files and logs", name, 700),
-    Door("report", "what a client chose, on the page and in the closing table", shown_report, 4, (), 32 * MEBIBYTE),
+    Door("evaluation", "an answer to an evaluation, and what the report makes of it", evaluation, 700),
+    Door("last head", "an answer to the question for class statistics", last_head, 25, (NoStartError, Refused)),
+    Door("old metrics", "what a reply of Flower's older API says beside its arrays", old_metrics, 600),
+    Door("old reply", "a whole reply of Flower's older API", old_reply, 6, memory=64 * MEBIBYTE),
+    Door("name", "a client's name, as far as files and logs", name, 900),
+    Door("report", "what a client chose, on the page and in the closing table", shown_report, 3, (), 32 * MEBIBYTE),
     Door("pictures", "what a client chose, in pictures", plots, 0.3, (), 128 * MEBIBYTE, seconds=10.0),
 )

@@ -288,11 +288,11 @@ def door(name: str, what: str, make: Callable[[Random], Case], share: int, *more
 
 
 DOORS = (
-    door("images", "stored images", images, 300),
-    door("student", "a student's file", student, 30),
-    door("report.json", "a run's report", report, 300),
-    door("inversion", "an inversion that was stopped", inversion, 40),
-    door("run", "a run that was stopped", run_state, 20),
-    door("weights", "a file of weights that its owner names, safetensors", weights, 60, SettingError),
-    Door("torch weights", "the same by torch.save", torch_weights, 60, (SettingError,), memory=2**62),
+    door("images", "stored images", images, 150),
+    door("student", "a student's file", student, 12),
+    door("report.json", "a run's report", report, 200),
+    door("inversion", "an inversion that was stopped", inversion, 20),
+    door("run", "a run that was stopped", run_state, 12),
+    door("weights", "a file of weights that its owner names, safetensors", weights, 20, SettingError),
+    Door("torch weights", "the same by torch.save", torch_weights, 20, (SettingError,), memory=2**62),
 )

@@ -7,7 +7,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
 
 from smi_fed.inversion import feature_statistics
 from smi_fed.models import build_model
@@ -234,6 +235,19 @@ def test_whatever_a_strangers_model_raises_is_that_replys_fault(where, reason, m
 
 def test_a_name_cannot_carry_markup_or_control_characters():
     assert judge(good_reply(name="[red]bad\x1b[0m\n name" + "x" * 100)).name == "redbad0m name" + "x" * 51
+    assert judge(good_reply(name="\u202e\u3164 St Mary\u115f")).name == "St Mary"  # the others are not seen
+
+
+def test_a_reason_is_one_printable_line():
+    told = str(BadReplyError("no \x1b[2J\u202e\ud800\n" + "x" * 10_000 + " end"))
+    assert told.isprintable()
+    assert len(told) <= 1000
+    assert told.startswith(r"no \x1b[2J\u202e\ud800\nxx")
+    assert told.endswith("xx end")
+    about = Metadata(0, "", 0, 0, "", "", 0.0, 0.0, MessageType.TRAIN)
+    failure = records.failure_of(make_message(about, error=Error(2, "\x1b]0;owned\x07" * 1000)))
+    assert failure.isprintable()
+    assert len(failure) < 1100
 
 
 @pytest.mark.parametrize("key", [records.ARRAYS, records.METRICS, records.MODEL])
