@@ -52,6 +52,21 @@ def require_choice(key: str, got: Any, choices: Any) -> None:
     require(got in choices, key, got, " | ".join(names))
 
 
+def printable(text: str, most: int) -> str:
+    """A stranger's text as it may be logged, printed and written: one line of at most `most` characters.
+
+    What would steer a terminal or turn a line around, and half characters, are spelt out: `\\x1b`, `\\u202e`. Of a
+    longer text the middle is left out.
+    """
+    spelt = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in _ends(text, most)]
+    return _ends("".join(spelt), most)
+
+
+def _ends(text: str, most: int) -> str:
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
     """Those of the `known` keys that `key` may have been meant for, in words; all where none is near."""
     return " | ".join(get_close_matches(key, known, n=3, cutoff=0.4) or known)

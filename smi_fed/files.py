@@ -16,11 +16,46 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from smi_fed.checks import printable
+
 CHECKSUMS = "sha256"
+
+LONGEST_REASON = 1000
+"""Characters of what a file's reader says of it."""
 
 
 class FileFormatError(ValueError):
     """A file that is truncated, changed, foreign or of an unknown version; the message names it."""
+
+
+PUZZLED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading raises where a file holds something else than it should."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around all that takes a file's content apart.
+
+    Raises:
+        FileFormatError: whatever is wrong with it, naming `path`. One that is raised inside stays as it is.
+    """
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except PUZZLED as error:
+        reason = printable(f"{type(error).__name__}: {error}", LONGEST_REASON)
+        raise FileFormatError(f"{path}: truncated or not what it should be ({reason})") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a file of JSON says.
+
+    Raises:
+        FileNotFoundError, FileFormatError: there is none, or it is truncated or not JSON.
+    """
+    with reading(path):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -86,7 +121,7 @@ def load_tensors(
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except SafetensorError as error:
@@ -100,7 +135,8 @@ def load_tensors(
     if not verify:
         metadata.pop(CHECKSUMS, None)
         return tensors, metadata
-    changed = _changed(tensors, metadata)
+    with reading(path):
+        changed = _changed(tensors, metadata)
     if changed:
         raise FileFormatError(f"{path}: changed after it was written: {changed}")
     return tensors, metadata
@@ -111,7 +147,7 @@ def _changed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> s
     try:
         stored = json.loads(metadata.pop(CHECKSUMS, ""))
         assert isinstance(stored, dict)
-    except (ValueError, AssertionError):
+    except (ValueError, RecursionError, AssertionError):
         return "it has no checksums"
     own = checksums(tensors, metadata)
     wrong = {name or "metadata": "is missing" for name in stored.keys() - own.keys()}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from smi_fed.checks import require
-from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors
+from smi_fed.files import FileFormatError, load_tensors, read_json, reading, replacing, save_tensors
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
 from smi_fed.sparse_images import SparseImages
 from smi_fed.wrappers import REMEDY, matched, plain_state, unwrapped
@@ -59,11 +57,14 @@ def load_student(path: str | os.PathLike[str]) -> Classifier:
         FileNotFoundError, FileFormatError: naming the file and what is wrong with it.
     """
     weights, metadata = load_tensors(path, STUDENT_FORMAT, STUDENT_VERSION)
-    try:
-        model = build_model(architecture_of(ModelSpec.from_json(metadata["spec"])))
-        model.load_state_dict(matched(weights, model.state_dict()))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    with reading(path):
+        spec = architecture_of(ModelSpec.from_json(metadata["spec"]))
+        with torch.device("meta"):  # no memory for a model that the weights are not of
+            shape = build_model(spec)
+        weights = matched(weights, shape.state_dict())
+        shape.load_state_dict(weights, assign=True)
+        model = build_model(spec)
+        model.load_state_dict(weights)
     return model.eval()
 
 
@@ -74,10 +75,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: there is none.
         FileFormatError: not a report, or one of an unknown schema version (both are named).
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: truncated or not JSON ({error})") from error
+    found = read_json(path)
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA_VERSION:
         raise FileFormatError(f"{path}: report version is {schema!r}, this smi-fed reads {SCHEMA_VERSION}")
@@ -178,7 +176,7 @@ def plot_images(
         )
         width = rows[0].shape[1] / len(shown)
         labels = [class_names[int(target)] for target in shown.targets] if shown.targets.ndim == 1 else []
-        axis.set_xticks([(i + 0.5) * width for i in range(len(labels))], labels, fontsize=8)
+        axis.set_xticks([(i + 0.5) * width for i in range(len(labels))], labels, fontsize=8, parse_math=False)
         axis.tick_params(length=0)
         axis.set_yticks([])
         axis.spines[:].set_visible(False)

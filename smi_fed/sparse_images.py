@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smi_fed.checks import is_integer
-from smi_fed.files import FileFormatError, load_tensors, save_tensors
+from smi_fed.files import load_tensors, reading, save_tensors
 
 FORMAT = "smi-fed.sparse-images"
 VERSION = 1
@@ -128,11 +128,9 @@ class SparseImages:
             FileNotFoundError, FileFormatError: naming the file and what is wrong with it.
         """
         tensors, _ = load_tensors(path, FORMAT, VERSION)
-        try:
+        with reading(path):
             ph, pw = tensors.pop("patch_size").tolist()
             return cls(patch_size=(ph, pw), **tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -175,10 +173,10 @@ def _problem(found: SparseImages) -> str | None:
         return "stopped_at does not agree with the mask"
     targets, soft = found.targets, found.soft_labels
     good = {
-        "targets": targets.dtype == torch.int64 if targets.ndim == 1 else _is_rows_of_floats(targets),
+        "targets": targets.dtype == torch.int64 if targets.ndim == 1 else _is_rows_of_finite(targets),
         "ids": found.ids.dtype == torch.int64 and found.ids.ndim == 1,
         "teachers": found.teachers.dtype == torch.int64 and found.teachers.ndim == 1,
-        "soft_labels": soft is None or _is_rows_of_floats(soft),
+        "soft_labels": soft is None or _is_rows_of_finite(soft),
     }
     rows = {name: value for name in good if (value := getattr(found, name)) is not None}
     wrong = {
@@ -187,8 +185,8 @@ def _problem(found: SparseImages) -> str | None:
     return f"{b} images but {wrong}" if wrong else None
 
 
-def _is_rows_of_floats(values: Tensor) -> bool:
-    return values.ndim == 2 and values.is_floating_point()
+def _is_rows_of_finite(values: Tensor) -> bool:
+    return values.ndim == 2 and values.is_floating_point() and bool(values.isfinite().all())
 
 
 def classes_of(images: SparseImages) -> Tensor:

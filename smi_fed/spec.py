@@ -81,9 +81,11 @@ class ModelSpec:
         require(schema == SCHEMA_VERSION, "spec.schema", schema, f"version {SCHEMA_VERSION}")
         require("start" not in fields, "spec.start", fields.get("start"), "nothing: weights are sent, not named")
         try:
-            return read(cls, fields)
+            spec = read(cls, fields)
         except SettingError as error:
             raise error.under("spec") from error
+        require(":" not in spec.name, "spec.name", spec.name, "a model; a hub or a directory is not looked into")
+        return spec
 
 
 def _one_form(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smi_fed.alignment import Aligned
 from smi_fed.class_statistics import ClassStatistics
-from smi_fed.files import checksums, load_tensors, save_tensors
+from smi_fed.files import checksums, load_tensors, reading, save_tensors
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import Classifier, ModelSpec, build_model
 
@@ -113,6 +113,10 @@ class StoredTeacher:
             FileNotFoundError, FileFormatError: naming the file and what is wrong with it.
         """
         tensors, metadata = load_tensors(self.path, FORMAT, VERSION, verify=verify)
+        with reading(self.path):
+            return self._built(tensors, metadata)
+
+    def _built(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainedTeacher:
         with torch.random.fork_rng(devices=[]):  # the random start of its weights is nobody's draw
             model = build_model(self.spec)
         model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})

@@ -17,6 +17,8 @@ from smi_fed.wrappers import plain_key
 Tensors = dict[str, Tensor]
 
 KEY = "kwargs.checkpoint_path"
+DEEPEST = 32
+"""Words before a model's own names; a file may have keys of thousands."""
 PASSED_OVER = ("mask_token", "decoder", "n_averaged")
 """Parts of a file that no classifier has: of masked pretraining and of averaging."""
 
@@ -85,6 +87,6 @@ def _parts(content: Any, place: str = "") -> Iterator[tuple[str, Tensors]]:
 def _prefixes(tensors: Tensors) -> set[str]:
     found = {""}
     for key in tensors:
-        parts = key.split(".")
+        parts = key.split(".", DEEPEST)
         found |= {".".join(parts[:i]) + "." for i in range(1, len(parts))}
     return found

@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.nn import functional as F
 
-from smi_fed.checks import SettingError, require
+from smi_fed.checks import SettingError, printable, require
 from smi_fed.model_inputs import input_channels
 from smi_fed.spec import ModelSpec
 from smi_fed.weight_files import KEY, PASSED_OVER, Tensors, best_part, read_file
@@ -25,7 +25,7 @@ from smi_fed.wrappers import matched, plain, plain_state
 log = logging.getLogger("smi_fed")
 
 HUB, PRETRAINED = "kwargs.pretrained", "pretrained"
-LISTED = 8
+LISTED, LONGEST_NAME = 8, 200
 
 
 def local_source(spec: ModelSpec) -> tuple[dict[str, Any], Any]:
@@ -251,4 +251,4 @@ def _refuse(reasons: list[str], backbone: nn.Module, path: str, key: str = KEY) 
 
 def _listed(names: list[str], most: int = LISTED) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(printable(name, LONGEST_NAME) for name in names[:most]) + more

@@ -22,6 +22,7 @@ from smi_fed.report import (
     plot_evaluation,
     plot_images,
     print_summary,
+    read_report,
     save_student,
 )
 from tests.models import TINY, masked_model, randomised, small_spec, small_vit
@@ -82,11 +83,23 @@ SPEC = small_spec().to_json()
         (lambda path: store(path), "spec"),
         (lambda path: store(path, spec="{}"), "spec.schema"),
         (lambda path: store(path, spec=json.dumps({**json.loads(SPEC), "name": "vit_tinny"})), "vit_tinny"),
+        (lambda path: store(path, spec=json.dumps({**json.loads(SPEC), "name": "hf-hub:a/b"})), "a hub or a directory"),
         (lambda path: store(path, {}, spec=SPEC), "Missing key"),
         (lambda path: store(path, small_vit(embed_dim=12).state_dict(), spec=SPEC), "size mismatch"),
         (lambda path: store(path, {**small_vit().state_dict(), "x": torch.ones(1)}, spec=SPEC), "Unexpected key"),
     ],
-    ids=["images", "zip", "version", "no spec", "no schema", "no such model", "no weights", "other weights", "more"],
+    ids=[
+        "images",
+        "zip",
+        "version",
+        "no spec",
+        "no schema",
+        "no such model",
+        "hub",
+        "no weights",
+        "other weights",
+        "more",
+    ],
 )
 def test_a_file_that_is_no_student(tmp_path, write, says):
     path = tmp_path / "student.safetensors"
@@ -95,6 +108,26 @@ def test_a_file_that_is_no_student(tmp_path, write, says):
         load_student(path)
     assert str(path) in str(error.value)
     assert not isinstance(error.value, SettingError)
+
+
+def test_a_students_spec_takes_no_memory_that_its_weights_do_not(tmp_path):
+    giant = small_spec(embed_dim=2**20, depth=1)  # a thousand gigabytes
+    path = tmp_path / "student.safetensors"
+    store(path, spec=giant.to_json())
+    with pytest.raises(FileFormatError, match="size mismatch"):
+        load_student(path)
+
+
+def test_a_report_of_endless_brackets_is_none(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(FileFormatError, match="truncated or not what it should be"):
+        read_report(path)
+
+
+def test_names_of_classes_are_no_formulas(tmp_path):
+    plot_images(tmp_path / "x.png", [sparse(5)], ["client"], ["$\\frac{$"] * 5)
+    assert (tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_a_student_that_is_not_there(tmp_path):

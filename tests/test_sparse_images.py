@@ -167,6 +167,7 @@ BAD = {
     "integer multi-label": ({"targets": torch.zeros(3, 5, dtype=torch.long)}, "targets"),
     "too deep targets": ({"targets": torch.zeros(3, 5, 2)}, "targets"),
     "fewer soft labels": ({"soft_labels": torch.zeros(2, 5)}, "3 images but .*soft_labels"),
+    "soft labels that are none": ({"soft_labels": torch.full((3, 5), torch.nan)}, "soft_labels"),
     "flat soft labels": ({"soft_labels": torch.zeros(3)}, "soft_labels"),
     "patch that does not divide": ({"patch_size": (3, 2)}, "patch_size"),
     "no patch": ({"patch_size": (0, 0)}, "patch_size"),

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -283,6 +284,16 @@ def test_arrays_of_jax_load_or_their_head_is_named(tmp_path, classes, caplog):
         torch.testing.assert_close(
             model.backbone.forward_features(normalised), theirs.backbone.forward_features(normalised)
         )
+
+
+def test_a_key_of_thousands_of_words_is_no_work(tmp_path, theirs):
+    key = "a." * 30_000 + "x"
+    save_file({**theirs.backbone.state_dict(), key: torch.zeros(1)}, tmp_path / "x.safetensors")
+    started = time.process_time()
+    with pytest.raises(SettingError, match="a.a.a.*….*a.a.x has no place in the model") as error:
+        loaded(tmp_path / "x.safetensors")
+    assert len(str(error.value)) < 2000
+    assert time.process_time() - started < 5  # every prefix of it by itself took minutes
 
 
 def test_a_build_without_memory_reads_no_file(tmp_path, theirs):

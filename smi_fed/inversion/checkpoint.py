@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from smi_fed.files import FileFormatError, checksums, load_tensors, save_tensors, writable_directory
+from smi_fed.files import FileFormatError, checksums, load_tensors, reading, save_tensors, writable_directory
 from smi_fed.inversion.batch_queue import BatchQueue
 from smi_fed.inversion.config import InversionConfig
 from smi_fed.inversion.losses import FeatureStatistics
@@ -64,6 +64,10 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        with reading(self.path):
+            return self._queue(like)
+
+    def _queue(self, like: Tensor) -> BatchQueue:
         tensors, metadata = load_tensors(self.path, FORMAT, VERSION)
         theirs = json.loads(metadata["identity"])
         differing = sorted(name for name in self.identity if theirs.get(name) != self.identity[name])
@@ -123,7 +127,8 @@ def stored_key(directory: str | os.PathLike[str]) -> int | None:
         FileFormatError: as `Checkpoint.load`.
     """
     metadata = _metadata(directory)
-    return int(json.loads(metadata["identity"])["generator"]) if metadata else None
+    with reading(Path(directory) / WORK_FILE):
+        return int(json.loads(metadata["identity"])["generator"]) if metadata else None
 
 
 def stored_spent(directory: str | os.PathLike[str]) -> dict[int, int]:
@@ -133,7 +138,8 @@ def stored_spent(directory: str | os.PathLike[str]) -> dict[int, int]:
         FileFormatError: as `Checkpoint.load`.
     """
     metadata = _metadata(directory)
-    return _spent(metadata) if metadata else {}
+    with reading(Path(directory) / WORK_FILE):
+        return _spent(metadata) if metadata else {}
 
 
 def _metadata(directory: str | os.PathLike[str]) -> dict[str, str]:

@@ -6,7 +6,6 @@ weights are compared, by key, shape and dtype, with a build on torch's meta devi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
@@ -17,7 +16,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from smi_fed.alignment import class_positions
-from smi_fed.checks import SettingError, is_integer, is_number
+from smi_fed.checks import SettingError, is_number
 from smi_fed.class_statistics import ClassStatistics
 from smi_fed.inversion.batch_norm import nonnegative_keys
 from smi_fed.inversion.losses import FeatureStatistics, check_statistics
@@ -25,7 +24,9 @@ from smi_fed.inversion.teacher import View, adapt
 from smi_fed.models import Classifier, ModelSpec, build_model, count_parameters
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.strategies.allow_list import Expectation, check_spec
+from smi_fed.strategies.extents import grid_of, largest_tensor
 from smi_fed.strategies.left_out import put_back
+from smi_fed.strategies.payloads import decode
 from smi_fed.strategies.records import BadReplyError, Claim
 from smi_fed.teachers import StoredTeacher, TrainedTeacher
 from smi_fed.tokens import is_token_model, to_patches
@@ -36,8 +37,11 @@ LARGEST_GRID, LARGEST_TOKEN_GRID = 128 * 128, 64 * 64
 """Patches of one image, and of one of a token model; a small patch takes memory that no count of weights tells of."""
 LARGEST_FEATURE, ROUNDING = 1e6, 1e-9
 """What enters a head is smaller; and what rounding may do to a sum of squares, as a share of it."""
-HEADER = 1024
-"""Bytes that an array's own header may take on the wire."""
+LARGEST_TENSOR = 2**24
+"""Numbers in one tensor that a model makes of an image, and in all that it keeps beside its weights: biases of
+attention between all patches, for one, have no weights that tell of them."""
+LARGEST_COUNT = 2**53
+"""Larger whole numbers do not pass every JSON."""
 
 
 def check_model(text: str, policy: AdmissionPolicy, expected: Expectation) -> Classifier:
@@ -50,8 +54,9 @@ def check_model(text: str, policy: AdmissionPolicy, expected: Expectation) -> Cl
         shape = _build(check_spec(text, policy, expected))
     if (size := count_parameters(shape)) > policy.max_parameters:
         raise BadReplyError(f"the model has {size} parameters, allowed: at most {policy.max_parameters}")
-    if (size := sum(buffer.numel() for buffer in shape.buffers())) > policy.max_parameters:
-        raise BadReplyError(f"the model keeps {size} more numbers, allowed: at most {policy.max_parameters}")
+    most = min(policy.max_parameters, LARGEST_TENSOR)
+    if (size := sum(buffer.numel() for buffer in shape.buffers())) > most:
+        raise BadReplyError(f"the model keeps {size} more numbers, allowed: at most {most}")
     if len(shape.mean) != expected.channels:
         raise BadReplyError(f"the model takes {len(shape.mean)} channels, expected {expected.channels}")
     if max(shape.image_size) > LARGEST_IMAGE:
@@ -59,6 +64,10 @@ def check_model(text: str, policy: AdmissionPolicy, expected: Expectation) -> Cl
     most = LARGEST_TOKEN_GRID if is_token_model(shape.backbone) else LARGEST_GRID
     if (size := grid_of(shape)) > most:
         raise BadReplyError(f"the model cuts an image into {size} patches, allowed: at most {most}")
+    if (size := largest_tensor(shape)) > LARGEST_TENSOR:
+        raise BadReplyError(
+            f"the model makes a tensor of {size} numbers of an image, allowed: at most {LARGEST_TENSOR}"
+        )
     return shape
 
 
@@ -119,14 +128,6 @@ def _build(spec: ModelSpec) -> Classifier:
         raise BadReplyError(f"the architecture cannot be built: {type(error).__name__}: {error}") from error
 
 
-def grid_of(model: Classifier) -> int:
-    """Patches that a model cuts an image into; 0 where it has no patch size."""
-    asked: Any = model.spec.kwargs.get("patch_size")
-    patch: Any = getattr(getattr(model.backbone, "patch_embed", None), "patch_size", asked)
-    pair = (patch, patch) if is_integer(patch) else patch
-    return 0 if pair is None else math.prod(side // p for side, p in zip(model.image_size, pair, strict=True))
-
-
 def check_batch_norms(model: Classifier, weights: Mapping[str, Tensor]) -> None:
     """A negative variance makes every logit NaN, or only those of some images.
 
@@ -184,21 +185,6 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Tensor]) ->
     return weights
 
 
-def decode(key: str, array: Array, like: Tensor) -> Tensor:
-    """The tensor in an array whose payload is no larger than it says, and finite."""
-    if len(array.data) > like.numel() * like.element_size() + HEADER:
-        raise BadReplyError(f"{key} carries {len(array.data)} bytes, expected {like.numel() * like.element_size()}")
-    try:
-        tensor = torch.from_numpy(array.numpy().copy())
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise BadReplyError(f"{key} cannot be decoded: {error}") from error
-    if tensor.shape != like.shape or tensor.dtype != like.dtype:
-        raise BadReplyError(f"{key} holds {tensor.dtype} {tuple(tensor.shape)}, not what it says")
-    if not bool(tensor.isfinite().all()):
-        raise BadReplyError(f"{key} is not finite")
-    return tensor
-
-
 def check_counts(claim: Claim, classes: int) -> tuple[int, tuple[int, ...] | None]:
     """Claimed examples and label counts that can be true.
 
@@ -206,8 +192,8 @@ def check_counts(claim: Claim, classes: int) -> tuple[int, tuple[int, ...] | Non
         BadReplyError: naming what cannot.
     """
     examples = claim.num_examples
-    if not is_number(examples) or examples < 1 or examples != int(examples):
-        raise BadReplyError(f"num-examples is {examples!r}, expected an int >= 1")
+    if not is_number(examples) or not 1 <= examples <= LARGEST_COUNT or examples != int(examples):
+        raise BadReplyError(f"num-examples is {examples!r}, expected an int from 1 to {LARGEST_COUNT}")
     counts = claim.label_counts
     if counts is not None and (len(counts) != classes or min(counts) < 0 or sum(counts) != examples):
         raise BadReplyError(
@@ -233,6 +219,8 @@ def read_statistics(claim: Claim, model: Classifier) -> FeatureStatistics:
     tensors = check_arrays(claim.statistics, expected)
     means, stds = (tuple(tensors[f"{kind}.{i}"] for i in layers) for kind in ("mean", "std"))
     statistics = FeatureStatistics(means, stds, int(tensors["examples"]))
+    if statistics.examples < 1:
+        raise BadReplyError(f"feature statistics are of {statistics.examples} examples, expected at least 1")
     try:
         check_statistics(teacher, statistics)
     except ValueError as error:

@@ -9,14 +9,15 @@ from typing import Any
 from flwr.app import Array
 
 from smi_fed.alignment import class_positions
-from smi_fed.checks import SettingError, is_integer, is_number
+from smi_fed.checks import SettingError, is_integer, is_number, printable
 from smi_fed.class_statistics import linear_head
 from smi_fed.models import Classifier, ModelSpec
 from smi_fed.policy import AdmissionPolicy
 from smi_fed.registry import registered
 from smi_fed.strategies.records import BadReplyError
 
-LONGEST_SPEC = 20_000
+LONGEST_SPEC, LONGEST_CLASS = 20_000, 200
+"""Most characters of a spec, and of the name of a class."""
 
 KWARG_BOUNDS: dict[str, tuple[float, float]] = {
     "img_size": (8, 518), "patch_size": (1, 64), "embed_dim": (8, 1280), "depth": (1, 32), "num_heads": (1, 32),
@@ -77,6 +78,10 @@ def check_spec(text: str, policy: AdmissionPolicy, expected: Expectation) -> Mod
         _check_kwarg(key, value, bounds, choices, frozenset() if own else PER_STAGE)
     if any(abs(x) > 10 for x in spec.mean or ()) or any(not 1e-3 <= x <= 10 for x in spec.std or ()):
         raise BadReplyError(f"normalisation is {spec.mean}, {spec.std}, allowed: means to 10, deviations 0.001 to 10")
+    # Where the student's classes have names, a client's are among them.
+    strange = [name for name in spec.class_names or () if name != printable(name, LONGEST_CLASS)]
+    if strange and expected.student.class_names is None:
+        raise BadReplyError(f"class names are {strange[:3]}, allowed: printable ones of {LONGEST_CLASS} characters")
     try:
         class_positions(spec, expected.student)
     except SettingError as error:

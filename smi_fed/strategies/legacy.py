@@ -19,6 +19,7 @@ from smi_fed.strategies.admission import claimed_arrays
 from smi_fed.strategies.core import Core
 from smi_fed.strategies.options import Options
 from smi_fed.strategies.round_record import Answer, RoundRecord
+from smi_fed.strategies.shown import failed
 from smi_fed.strategies.wrapping import check_inner, layers, projected, refuse_privacy_outside
 
 Results = list[tuple[ClientProxy, FitRes]]
@@ -125,10 +126,10 @@ class LegacyDataFreeDistillation(Strategy):
             if isinstance(failure, tuple):
                 client, reply = failure
                 waiting.pop(client.cid, None)
-                self.core.admit(Answer(node_of(client), failure=f"client failed: {reply.status.message}"))
+                self.core.admit(Answer(node_of(client), failure=failed(reply.status.message)))
         # An exception does not say whose it is; those who neither answered nor failed by name are told of together.
         causes = "; ".join(str(each) or type(each).__name__ for each in failures if isinstance(each, BaseException))
-        missing = f"client failed: {causes}" if causes else "no reply in time"
+        missing = failed(causes) if causes else "no reply in time"
         for client in waiting.values():
             self.core.admit(Answer(node_of(client), failure=missing))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +20,7 @@ from smi_fed.class_statistics import ClassStatistics
 from smi_fed.files import checksums
 from smi_fed.inversion import FeatureStatistics
 from smi_fed.models import ModelSpec, architecture_of
+from smi_fed.strategies.shown import BadReplyError, clean_name, failed
 
 SCHEMA_VERSION = 1
 
@@ -51,8 +50,7 @@ SPEC_METRIC, SCHEMA_METRIC, NAME_METRIC = "smi-fed.spec", "smi-fed.schema", "smi
 OWN_METRICS = (NUM_EXAMPLES, LABEL_COUNTS, TRAIN_LOSS)
 
 
-class BadReplyError(ValueError):
-    """A reply that is not admitted; the message says why."""
+LARGEST_LOSS = 1e6
 
 
 @dataclass(frozen=True)
@@ -252,8 +250,10 @@ def read_reply(content: RecordDict) -> Claim:
             raise BadReplyError(f"{key} is {value!r}, expected a finite number")
     assert isinstance(num_examples, int | float)
     assert isinstance(loss, int | float)
-    if loss < 0:
-        raise BadReplyError(f"{TRAIN_LOSS} is {loss!r}, expected a number >= 0: QFedAvg takes its power")
+    if not 0 <= loss <= LARGEST_LOSS:
+        raise BadReplyError(
+            f"{TRAIN_LOSS} is {loss!r}, expected a number from 0 to {LARGEST_LOSS:g}: QFedAvg takes its power"
+        )
     if counts is not None and not (isinstance(counts, list) and all(isinstance(c, int) for c in counts)):
         raise BadReplyError(f"{LABEL_COUNTS} is {counts!r}, expected a list of ints")
     return Claim(
@@ -276,19 +276,15 @@ def failure_of(reply: Message | None) -> str:
     """Why a node that was asked gave nothing to read; empty where it did."""
     if reply is None:
         return "no reply in time"
-    return f"client failed: {reply.error.reason} (code {reply.error.code})" if reply.has_error() else ""
+    if not reply.has_error():
+        return ""
+    return f"{failed(reply.error.reason)} (code {reply.error.code})"
 
 
 def require_schema(who: ConfigRecord) -> None:
     """Raise BadReplyError for a reply of a schema that is not known; both versions are named."""
     if who.get(SCHEMA) != SCHEMA_VERSION:
         raise BadReplyError(f"the reply's schema version is {who.get(SCHEMA)!r}, this server reads {SCHEMA_VERSION}")
-
-
-def clean_name(name: str) -> str:
-    """What of a client's name is printed, logged and drawn: no brackets, so that the server's own stand apart."""
-    plain = re.sub(r"[^\w .,'\u2019&+-]", "", unicodedata.normalize("NFC", name[:1000]))
-    return re.sub(r" +", " ", plain).strip()[:64].strip()
 
 
 def projected_reply(

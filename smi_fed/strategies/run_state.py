@@ -19,7 +19,15 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from smi_fed.distillation import DistillationRecord, Opinion
-from smi_fed.files import FileFormatError, load_tensors, save_tensors, writable_directory, write_json
+from smi_fed.files import (
+    FileFormatError,
+    load_tensors,
+    read_json,
+    reading,
+    save_tensors,
+    writable_directory,
+    write_json,
+)
 from smi_fed.pipeline import InversionRecord
 from smi_fed.sparse_images import StoredImages
 from smi_fed.strategies.memory import recall, remember
@@ -65,14 +73,12 @@ class RunState:
         if not path.exists():
             write_json(path, self._content())
             return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            theirs, self.lines, version = content["identity"], content["rounds"], content["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FileFormatError(f"{path}: truncated or not of a run ({error})") from error
+        with reading(path):
+            content = read_json(path)
+            theirs, self.lines, version = content["identity"], list(content["rounds"]), content["version"]
+            names = theirs.keys() | self.identity.keys()
         if version != VERSION:
             raise FileFormatError(f"{path}: version is {version!r}, this smi-fed reads {VERSION}")
-        names = theirs.keys() | self.identity.keys()
         differing = sorted(name for name in names if theirs.get(name) != self.identity.get(name))
         if differing:
             raise FileFormatError(
@@ -92,7 +98,9 @@ class RunState:
         """Write an admitted model under `key`; what was made of another model of that key in this round goes."""
         stored = store(teacher, self._path(server_round, f"{key}{MODEL}"))
         record = _beside(stored, INVERSION)
-        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["teacher"] != stored.digest:
+        with reading(record):
+            others = record.exists() and read_json(record)["teacher"] != stored.digest
+        if others:
             self.forget_images(stored)
         return stored
 
@@ -107,7 +115,8 @@ class RunState:
         path = _beside(teacher, INVERSION)
         if not path.exists():
             return None
-        record = InversionRecord(**json.loads(path.read_text(encoding="utf-8"))["inversion"])
+        with reading(path):
+            record = InversionRecord(**read_json(path)["inversion"])
         images = StoredImages(self.image_path(teacher), record.images)
         return (images, record) if self.has_images(images) else None
 
@@ -144,8 +153,8 @@ class RunState:
     def verdicts(self, server_round: int) -> list[Verdict]:
         """The verdicts of a round; empty where not all replies were judged."""
         path = self._path(server_round, "verdicts.json")
-        lines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return [self._verdict(line) for line in lines]
+        with reading(path):
+            return [self._verdict(line) for line in read_json(path)] if path.exists() else []
 
     def _verdict(self, line: dict[str, Any]) -> Verdict:
         teacher, images, inversion, opinion = (
@@ -196,6 +205,10 @@ class RunState:
         """The global model after the last round, with the inner strategy's memory put back; None before any."""
         if not self.lines:
             return None
+        with reading(self._global(self.completed)):
+            return self._global_model(strategy)
+
+    def _global_model(self, strategy: Any) -> ArrayRecord:
         tensors, metadata = load_tensors(self._global(self.completed), GLOBAL, VERSION)
         memory = {k.removeprefix("memory."): t.numpy() for k, t in tensors.items() if k.startswith("memory.")}
         recall(strategy, memory, json.loads(metadata["numbers"]))
@@ -205,15 +218,16 @@ class RunState:
 
     def records(self) -> list[RoundRecord]:
         """The rounds that are over."""
-        return [
-            RoundRecord(
-                line["round"],
-                self.verdicts(line["round"]),
-                distillation=DistillationRecord(**line["distillation"]),
-                **{key: line[key] for key in ("reused", "refined", "seconds")},
-            )
-            for line in self.lines
-        ]
+        with reading(self.directory / "rounds.json"):
+            return [self._record(line) for line in self.lines]
+
+    def _record(self, line: dict[str, Any]) -> RoundRecord:
+        return RoundRecord(
+            line["round"],
+            self.verdicts(line["round"]),
+            distillation=DistillationRecord(**line["distillation"]),
+            **{key: line[key] for key in ("reused", "refined", "seconds")},
+        )
 
     def _path(self, server_round: int, name: str) -> Path:
         return self.directory / f"round{server_round}-{name}"

@@ -12,6 +12,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from smi_fed.progress import Bar
+from smi_fed.strategies.pulling import pull
 
 BUSY = 4
 """Times as long as a look for replies took that is waited for the next: many nodes take many questions."""
@@ -93,7 +94,7 @@ class WatchingGrid(Grid):
 
     def _arrived(self, question: str, wait: Wait, replies: list[Message], fresh: bool) -> bool:
         """Pull the reply to one question and hand it over; whether it was there."""
-        for message in self.grid.pull_messages([question]):
+        for message in pull(self.grid, question):
             if self.on_reply is not None:
                 self.on_reply(message)
             kept = wait.take(message)

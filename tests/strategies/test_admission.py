@@ -7,13 +7,15 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
 
 from smi_fed.inversion import feature_statistics
 from smi_fed.models import build_model
 from smi_fed.pipeline import TrainedTeacher
 from smi_fed.strategies import records
 from smi_fed.strategies.admission import AdmissionPolicy, Expectation, admit, cap_claims
+from smi_fed.strategies.payloads import decode
 from smi_fed.strategies.records import BadReplyError
 from tests.models import small_spec, small_vit
 
@@ -80,8 +82,8 @@ FORBIDDEN_KWARGS = {
 BAD_REPLIES = {
     "unknown architecture": (lambda: with_spec(name="vit_made_up"), "allow-list"),
     "forbidden architecture": (lambda: with_spec(name="vit_giant_patch14_224"), "allow-list"),
-    "hub name": (lambda: with_spec(name="hf-hub:someone/model"), "allow-list"),
-    "local directory": (lambda: with_spec(name="local-dir:/tmp/model"), "allow-list"),
+    "hub name": (lambda: with_spec(name="hf-hub:someone/model"), "a hub or a directory is not looked into"),
+    "local directory": (lambda: with_spec(name="local-dir:/tmp/model"), "a hub or a directory is not looked into"),
     "pretrained tag": (lambda: with_spec(name="vit_tiny_patch16_224.augreg_in21k"), "allow-list"),
     "giant width": (lambda: with_kwargs(embed_dim=100_000), "embed_dim is 100000"),
     "giant depth": (lambda: with_kwargs(depth=10**9), "depth is"),
@@ -111,6 +113,22 @@ BAD_REPLIES = {
     "wrong dtype": (lambda: with_array(HEAD, np.zeros(5, np.float64)), "float64"),
     "missing key": (lambda: with_array(HEAD, None), "missing"),
     "extra key": (lambda: with_array("backbone.extra", np.zeros(1, np.float32)), "unexpected"),
+    "another packing": (
+        lambda: with_array(HEAD, Array(dtype="float32", shape=(5,), stype="torch.tensor", data=b"")), "packed as 'tor",
+    ),
+    "large loss": (lambda: good_reply(train_loss=1e300), "train_loss is 1e.300, expected a number from 0 to 1e.06"),
+    "more examples than any": (lambda: good_reply(num_examples=2**60, label_counts=None), "an int from 1 to 90"),
+    "class names that steer": (lambda: with_spec(class_names=["a", "b\x1b[2J", "\ud800", "c", "d"]), "class names are"),
+    "statistics of nobody": (
+        lambda: with_array("examples", np.asarray(0), records.STATISTICS), "of 0 examples, expected at least 1",
+    ),
+    "biases of attention": (
+        lambda: with_spec(
+            name="beitv2_base_patch16_224",
+            kwargs={"img_size": 128, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 16},
+        ),
+        "a tensor of 16810000 numbers of an image",
+    ),
     "no examples": (lambda: good_reply(num_examples=0, label_counts=None), "num-examples is 0"),
     "negative examples": (lambda: good_reply(num_examples=-5, label_counts=None), "num-examples"),
     "label counts that do not add up": (lambda: good_reply(label_counts=[10, 10, 0, 0, 0]), "add up to 10"),
@@ -155,26 +173,50 @@ def test_nothing_is_built_in_memory_before_the_shapes_agree(monkeypatch):
     assert devices == ["meta"]
 
 
-def test_an_array_that_lies_about_its_size_is_refused():
-    honest = Array(np.zeros(5, np.float32))
+def saved(array):
     buffer = BytesIO()
-    np.save(buffer, np.zeros(100_000, np.float32))
-    lie = Array(dtype="float32", shape=(5,), stype=honest.stype, data=buffer.getvalue())
-    with pytest.raises(BadReplyError, match="carries"):
-        judge(with_array(HEAD, lie))
-    buffer = BytesIO()
-    np.save(buffer, np.zeros(4, np.float32))
-    small_lie = Array(dtype="float32", shape=(5,), stype=honest.stype, data=buffer.getvalue())
-    with pytest.raises(BadReplyError, match="not what it says"):
-        judge(with_array(HEAD, small_lie))
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
 
 
-def test_a_pickle_is_not_unpickled():
+def zipped(**arrays):
     buffer = BytesIO()
-    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    evil = Array(dtype="float32", shape=(5,), stype=Array(np.zeros(1)).stype, data=buffer.getvalue())
-    with pytest.raises(BadReplyError, match="cannot be decoded"):
-        judge(with_array(HEAD, evil))
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def headed(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(20)
+
+
+ABOUT = "{{'descr': {}, 'fortran_order': False, 'shape': {}, }}"
+PAYLOADS = {
+    "more than it says": saved(np.zeros(100_000, np.float32)),
+    "less than it says": saved(np.zeros(4, np.float32)),
+    "more bytes": saved(np.zeros(5, np.float32)) + bytes(1),
+    "fewer bytes": saved(np.zeros(5, np.float32))[:-1],
+    "nothing": b"",
+    "pickled objects": saved(np.array([{"a": 1}], dtype=object)),
+    "a zip of arrays": zipped(a=np.zeros(5, np.float32)),
+    "the start of a zip": b"PK\x03\x04abc",
+    "petabytes": headed(ABOUT.format("'<f4'", "(1000000000000000,)")),
+    "a number without end": headed(ABOUT.format("'<f4'", f"({'9' * 200},)")),
+    "tuples in tuples": headed(ABOUT.format("(" * 190 + "'<f4'" + ",)" * 190, "(5,)")),
+    "half a literal": headed("{'descr': '<f4',\n  'x\n y"),
+}
+"""The last six made numpy.load raise something else than a reader expects, or ask for all memory."""
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_a_payload_that_is_not_the_array_is_refused(kind):
+    array = Array(dtype="float32", shape=(5,), stype="numpy.ndarray", data=PAYLOADS[kind])
+    with pytest.raises(BadReplyError, match=f"^{HEAD} (cannot be decoded|carries)"):
+        judge(with_array(HEAD, array))
+
+
+@pytest.mark.parametrize("like", [torch.rand(3, 4), torch.rand(3, 4).T, torch.tensor(7), torch.tensor([True, False])])
+def test_an_array_is_decoded_as_it_was_saved(like):
+    assert torch.equal(decode("x", Array(like), like.to("meta")), like)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +235,19 @@ def test_whatever_a_strangers_model_raises_is_that_replys_fault(where, reason, m
 
 def test_a_name_cannot_carry_markup_or_control_characters():
     assert judge(good_reply(name="[red]bad\x1b[0m\n name" + "x" * 100)).name == "redbad0m name" + "x" * 51
+    assert judge(good_reply(name="\u202e\u3164 St Mary\u115f")).name == "St Mary"  # the others are not seen
+
+
+def test_a_reason_is_one_printable_line():
+    told = str(BadReplyError("no \x1b[2J\u202e\ud800\n" + "x" * 10_000 + " end"))
+    assert told.isprintable()
+    assert len(told) <= 1000
+    assert told.startswith(r"no \x1b[2J\u202e\ud800\nxx")
+    assert told.endswith("xx end")
+    about = Metadata(0, "", 0, 0, "", "", 0.0, 0.0, MessageType.TRAIN)
+    failure = records.failure_of(make_message(about, error=Error(2, "\x1b]0;owned\x07" * 1000)))
+    assert failure.isprintable()
+    assert len(failure) < 1100
 
 
 @pytest.mark.parametrize("key", [records.ARRAYS, records.METRICS, records.MODEL])

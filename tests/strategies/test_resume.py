@@ -166,7 +166,11 @@ def test_the_state_of_another_run_is_refused(whole, options, differs):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("", "truncated"), ("{}", "not of a run"), (json.dumps({"identity": {}, "rounds": [], "version": 9}), "9")],
+    [
+        ("", "truncated"),
+        ("{}", "not what it should be"),
+        (json.dumps({"identity": {}, "rounds": [], "version": 9}), "9"),
+    ],
 )
 def test_a_broken_state_is_refused(tmp_path, content, says):
     wrapped(tmp_path)
