@@ -35,6 +35,10 @@ CALLS = frozenset({
 })  # fmt: skip
 
 OWN_PROCESSES = {
+    **dict.fromkeys(
+        [f"smi_fed/executors/{name}.py" for name in ("processes", "ray_cluster", "worker")],
+        "an inversion in a process of its own; an admitted teacher's facts go there, its weights as safetensors",
+    ),
     "simulations/runner/loop.py": "a study's piece in a process of its own; settings go there and numbers come back",
 }
 """Where our own processes hand each other our own objects, with the reason. Nothing of a client is among them."""
