@@ -178,9 +178,10 @@ class Processes(Closing):
             child.room = 0
             self._start(child)
         else:
-            log.warning("a process %s before it could work: its place stays empty", how)
             self._children.remove(child)
             child.connection.close()
+            if not child.ready.done() or child.ready.exception() is None:  # it did not say why
+                log.warning("a process %s before it could work: its place stays empty", how)
             if not child.ready.done():
                 child.ready.set_exception(WorkerDiedError(f"the process {how} before it could work"))
         self._hand_out()

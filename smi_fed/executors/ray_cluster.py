@@ -173,8 +173,11 @@ class _Cluster:
             return "failed", number, WorkerDiedError(f"its inversion failed twice: {lines[0]}")
         if kind == "done" and self.address:
             value, images = value
-            with replacing(job.images) as part:
-                part.write_bytes(images)
+            try:
+                with replacing(job.images) as part:
+                    part.write_bytes(images)
+            except OSError as error:
+                return "failed", number, worker.travelling(error)
         return kind, number, value
 
 
@@ -205,10 +208,14 @@ def _hand_on(connection: Connection, cluster: _Cluster) -> None:
         while True:
             while connection.poll(LOOK if in_hand else None):
                 number, job = connection.recv()
-                in_hand[cluster.submit(number, job)] = number, job
+                try:
+                    in_hand[cluster.submit(number, job)] = number, job
+                except OSError as error:  # a file of the job's
+                    connection.send(("failed", number, worker.travelling(error)))
             done = cluster.done(list(in_hand))  # before the look at what they sent, which they did before
+            at_work = {number for number, _ in in_hand.values()}
             for message in cluster.told():
-                if message[0] != "progress" or message[1] in {number for number, _ in in_hand.values()}:
+                if message[0] != "progress" or message[1] in at_work:
                     connection.send(message)
             for reference in done:
                 connection.send(cluster.result(reference, *in_hand.pop(reference)))

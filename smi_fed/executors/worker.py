@@ -37,7 +37,7 @@ INTERVAL = 0.5
 
 def main(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
     """A process that does `work`, and ends when the one that started it does, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who asked decides
+    os.setsid()  # Ctrl-C of a terminal is for the one that asked; and many a scheduler is fair to sessions
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work(connection, *arguments)
 
