@@ -31,7 +31,7 @@ from smi_fed.watchers import JsonLines, scalars
 from tests.fuzz import messages, mutations, payloads
 from tests.fuzz.door import MEBIBYTE, Case, Door, Refused, require_printable
 from tests.fuzz.replies import size_of, spec_text
-from tests.fuzz.server import NODE, POLICY, SPEC, good, known_statistics, model, require_sound
+from tests.fuzz.server import NODE, POLICY, SPEC, good, known_statistics, model, require_sound, room
 from tests.test_report import REPORT
 from tests.test_report import measured as measured_example
 from tests.test_report_page import full
@@ -207,8 +207,7 @@ def old_reply(rng: Random) -> Case:
 
 @cache
 def log_file() -> JsonLines:
-    directory = tempfile.mkdtemp(prefix="smi-fed-fuzz-")
-    return JsonLines(Path(directory) / "events.jsonl", append=False)
+    return JsonLines(room() / "events.jsonl", append=False)
 
 
 def name(rng: Random) -> Case:

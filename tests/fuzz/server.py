@@ -57,6 +57,17 @@ def good(kind: int) -> RecordDict:
     )
 
 
+@cache
+def room() -> Path:
+    """Where files stand while they are tried; goes with the process."""
+    return Path(_temporary().name)
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="smi-fed-fuzz-", ignore_cleanup_errors=True)
+
+
 class Server:
     """A round that goes on for ever: a real strategy, whose questions are out, and its verdicts."""
 

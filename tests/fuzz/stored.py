@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -12,6 +11,7 @@ from random import Random
 import numpy as np
 import safetensors.torch
 import torch
+from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg
 
 from simulations.local_grid import InProcessGrid
@@ -32,17 +32,11 @@ from smi_fed.weights import load_weights
 from tests.fuzz import mutations, payloads
 from tests.fuzz.door import MEBIBYTE, Case, Door
 from tests.fuzz.replies import spec_text
-from tests.fuzz.server import CPU, SPEC, good, model
+from tests.fuzz.server import CPU, SPEC, good, model, room
 from tests.test_report_page import full
 from tests.test_sparse_images import sparse
 
 FILE = (FileFormatError, FileNotFoundError)
-
-
-@cache
-def room() -> Path:
-    """Where files stand while they are tried."""
-    return Path(tempfile.mkdtemp(prefix="smi-fed-fuzz-"))
 
 
 def path_of(name: str, data: bytes) -> Path:
@@ -226,8 +220,6 @@ def remade(rng: Random, files: dict[str, bytes], directory: Path) -> None:
 
 
 def _client(message, context):
-    from flwr.app import Message
-
     return Message(good(1), reply_to=message)
 
 
