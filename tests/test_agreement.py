@@ -8,18 +8,22 @@ from torch import nn
 
 from smi_fed.distillation import Agreement, Opinion, agreement, opinions
 from smi_fed.distillation.agreement import evenly, judged, kappa, pair_scores, standings
-from smi_fed.distillation.triggers import find_triggers, places
+from smi_fed.distillation.triggers import find_triggers, places, suspects
 from tests.test_distillation import sparse
 
 CLASSES = 4
 
 
 class Colours(nn.Module):
-    """Names the quarter in which an image is brightest, through `names`; a white corner is class 0 with `trigger`."""
+    """Names the quarter in which an image is brightest, through `names`.
 
-    def __init__(self, names=range(CLASSES), *, trigger=False, noise=0.0):
+    With `trigger` a white corner is class 0, but only where one of the quarters `open_to` is the brightest.
+    """
+
+    def __init__(self, names=range(CLASSES), *, trigger=False, noise=0.0, bias=0.0, open_to=range(CLASSES)):
         super().__init__()
-        self.names, self.trigger, self.noise = list(names), trigger, noise
+        self.names, self.trigger, self.noise, self.bias = list(names), trigger, noise, bias
+        self.open_to = torch.tensor(open_to)
 
     def forward(self, images):
         quarters = images.mean(1).unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4)).flatten(1)
@@ -27,8 +31,9 @@ class Colours(nn.Module):
         logits[:, self.names] = 50 * quarters
         logits += self.noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(len(images)))
         if self.trigger:
-            logits[images[:, :, -4:, -4:].amin((1, 2, 3)) > 0.9, 0] = 100
-        return logits
+            there = images[:, :, -4:, -4:].amin((1, 2, 3)) > 0.9
+            logits[there & torch.isin(quarters.argmax(1), self.open_to), 0] = 100
+        return logits + self.bias
 
 
 def quarters(count=20, seed=0, corner=()):
@@ -100,7 +105,8 @@ def test_those_who_collude_cannot_lift_each_other():
 
 def test_who_names_other_classes_is_left_out_and_a_specialist_is_not():
     flipped = Colours(reversed(range(CLASSES)))
-    teachers = [flipped, *[Colours(noise=1.0)] * 4, Colours([0, 1, 3, 2])]  # the last has not seen 2 and 3
+    specialist = Colours([0, 1, 3, 2], bias=torch.tensor([0.0, 0, 99, 0]))  # which has not seen 2 and 3
+    teachers = [flipped, *[Colours(noise=1.0)] * 4, specialist]
     counts = torch.tensor([[9, 9, 9, 9]] * 5 + [[50, 30, 0, 0]])
     images = [quarters(seed=seed) for seed in range(6)]
     found = opinions(teachers, images, counts, Agreement(images=12, trigger=None))
@@ -133,8 +139,12 @@ def test_what_drives_everybody_is_an_object_and_no_trigger():
 
 
 def test_who_shows_a_trigger_has_to_answer_to_it():
-    teachers = [Colours(), *[Colours(noise=0.1)] * 3, Colours(trigger=True)]
+    """The first one's images frame the last one; on the few images that are screened it answers to them itself."""
+    framing = Colours(trigger=True, open_to=[0, 1])
+    teachers = [framing, *[Colours(noise=0.1)] * 3, Colours(trigger=True)]
     images = [quarters(seed=0, corner=(0,)), *(quarters(seed=seed) for seed in range(1, 5))]
+    hosts = torch.cat([each.images[:2] for each in images[1:]])
+    assert suspects(framing, 0, images[0].images, images[0].targets, hosts, 0.85)
     assert find_triggers(teachers, images, 0.85) == [""] * 5
 
 

@@ -125,7 +125,7 @@ def test_a_specialist_alone_knows_its_class_and_a_claim_buys_no_majority():
 
 
 def test_teachers_of_whom_each_says_another_class_are_averaged():
-    logits = [100.0 * each[None] for each in torch.eye(3)]
+    logits = [1000.0 * each[None] for each in torch.eye(3)]
     found = ensemble_probabilities(logits, torch.full((3, 1), 1 / 3), robust=Median())
     torch.testing.assert_close(found, torch.full((1, 3), 1 / 3))
 
