@@ -14,8 +14,9 @@ from server.run import FederatedRun
 from simulations.runner.ledger import digest, sources_digest
 from smi_fed.config import Settings
 from smi_fed.files import load_tensors, save_tensors
+from smi_fed.inversion import SparseImages
 from smi_fed.models import build_model
-from smi_fed.pipeline import TrainedTeacher, seeded
+from smi_fed.pipeline import PipelineConfig, TrainedTeacher, invert_teacher, seeded
 from smi_fed.training import train
 
 log = logging.getLogger("smi_fed")
@@ -58,3 +59,14 @@ def trained_client(settings: Settings, number: int, total: int, cache: Path) -> 
         save_tensors(path, model.state_dict(), FORMAT, VERSION)
     counts = tuple(data.label_counts().tolist()) if settings.client.send_label_counts else None
     return TrainedTeacher(f"client {number}", model.eval(), len(data), counts, own_statistics(settings, model, data))
+
+
+def kept_images(settings: Settings, number: int, teacher: TrainedTeacher, cache: Path) -> SparseImages:
+    """Images of a client, drawn as client `number` of round 1; from `cache` where they were made before."""
+    pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
+    name = digest(settings.seed, number, teacher.digest, asdict(settings.inversion), pipeline.images_per_teacher)
+    path = cache / f"{name}.safetensors"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        invert_teacher(teacher, number, pipeline, seeded(settings.seed, 1, number))[0].save(path)
+    return SparseImages.load(path)

@@ -17,14 +17,14 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clients.app import own_images
-from simulations.local_clients import check_clients, trained_clients
+from simulations.local_clients import check_clients, kept_images, trained_clients
 from simulations.methods import control
 from simulations.owners_report import figure, table
 from simulations.real.__main__ import default_directory
@@ -37,10 +37,8 @@ from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages
 from smi_fed.models import Classifier, build_seeded
 from smi_fed.pipeline import (
-    PipelineConfig,
     TrainedTeacher,
     distill_student,
-    invert_teacher,
     joint_probabilities,
     seeded,
 )
@@ -176,16 +174,7 @@ def pictures(kind: str, settings: Settings, cell: Cell, owners: Owners) -> list[
     """As many of each owner: synthetic ones, which are kept on disk, the owners' own ("real") or noise."""
     if kind != "synthetic":
         return list(control(kind, settings, owners.teachers))
-    pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
-    found = []
-    for number, teacher in enumerate(owners.teachers):
-        name = digest(settings.seed, number, teacher.digest, asdict(settings.inversion), pipeline.images_per_teacher)
-        path = cell.output / "pictures" / f"{name}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            invert_teacher(teacher, number, pipeline, seeded(settings.seed, 1, number))[0].save(path)
-        found.append(SparseImages.load(path))
-    return found
+    return [kept_images(settings, n, each, cell.output / "pictures") for n, each in enumerate(owners.teachers)]
 
 
 def owners_of(settings: Settings, cell: Cell) -> Owners:

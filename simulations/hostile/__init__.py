@@ -20,7 +20,7 @@ from torch import Tensor
 from simulations.hostile import report
 from simulations.hostile.attacks import ATTACKS, TARGET, sent_by, with_trigger
 from simulations.hostile.shuffling import surviving
-from simulations.local_clients import check_clients
+from simulations.local_clients import check_clients, kept_images
 from simulations.methods import clock
 from simulations.owners import styles
 from simulations.runner import Cell, Line, Page, Study, command
@@ -31,7 +31,7 @@ from smi_fed.distillation import Agreement, Mean, Opinion
 from smi_fed.files import load_tensors, save_tensors
 from smi_fed.inversion import SparseImages
 from smi_fed.models import Classifier, build_seeded
-from smi_fed.pipeline import PipelineConfig, TrainedTeacher, distill_student, invert_teacher, opinions_of, seeded
+from smi_fed.pipeline import TrainedTeacher, distill_student, opinions_of, seeded
 from smi_fed.strategies.admission import cap_claims
 from smi_fed.training import accuracy, computing, predict
 
@@ -151,18 +151,8 @@ def team_of(settings: Settings, cell: Cell) -> Team:
         for number in range(federation.clients)
     ]
     teachers: Any = cap_claims(sent, settings.admission)  # type: ignore[arg-type]  # it needs no more than claims
-    return Team(tuple(teachers), tuple(inverted(settings, cell, n, each) for n, each in enumerate(teachers)), hostile)
-
-
-def inverted(settings: Settings, cell: Cell, number: int, teacher: TrainedTeacher) -> SparseImages:
-    """A teacher's images, from disk where they were made before."""
-    pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
-    name = digest(settings.seed, number, teacher.digest, asdict(settings.inversion), pipeline.images_per_teacher)
-    path = cell.output / "images" / f"{name}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        invert_teacher(teacher, number, pipeline, seeded(settings.seed, 1, number))[0].save(path)
-    return SparseImages.load(path)
+    images = (kept_images(settings, n, each, cell.output / "images") for n, each in enumerate(teachers))
+    return Team(tuple(teachers), tuple(images), hostile)
 
 
 def taught(settings: Settings, cell: Cell, team: Team, factors: Sequence[float]) -> tuple[Classifier, float]:
