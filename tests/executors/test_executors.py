@@ -199,26 +199,6 @@ def test_a_killed_process_goes_on_from_its_checkpoint_once(tmp_path, caplog, kin
         assert other.result(timeout=60).images == 4  # a third process does what waited
 
 
-LARGE = {"iterations": 100, "images": 16, "img_size": 32, "embed_dim": 96, "num_heads": 4, "depth": 4}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core does one thing at a time")
-def test_two_at_once_take_less_time_than_in_turn(tmp_path):
-    """In turn with each other, and the best of three of each, since other work may have the cores."""
-    took = {"here": [], "pool": []}
-    with Here() as here, open_executor("pool", CPU, workers=2) as pool:
-        done(pool, [job(tmp_path / "first", number) for number in (1, 2)])  # its libraries are loaded
-        for place in range(3):
-            for name, executor in (("here", here), ("pool", pool)):
-                jobs = [job(tmp_path / f"{name}{place}", number, **LARGE) for number in (1, 2)]
-                began = time.monotonic()
-                done(executor, jobs)
-                took[name].append(time.monotonic() - began)
-    print(took)
-    assert min(took["pool"]) < 0.9 * min(took["here"])
-
-
 SERVER = """
 import sys
 from pathlib import Path
