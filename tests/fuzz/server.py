@@ -81,7 +81,7 @@ class Server:
         grid = WatchingGrid(InProcessGrid(lambda *_: None, {NODE: {}}))  # type: ignore[arg-type]
         (self.question,) = self.strategy.configure_train(1, self.strategy.initial_arrays, ConfigRecord(), grid)
         grid.push_messages([self.question])
-        self.grid, self.verdicts = grid, self.strategy.core.arrivals.verdicts
+        self.known, self.verdicts = self.strategy._questions.known, self.strategy.core.arrivals.verdicts
 
     def close(self) -> None:
         """Remove its files."""
@@ -90,7 +90,8 @@ class Server:
 
     def judge(self, reply: Message) -> None:
         """The way of a reply that has arrived; raises Refused with the verdict's reason."""
-        self.grid.take(reply)
+        self.strategy._questions.begin(1, [self.question], (), self.known)  # it has no answer yet
+        self.strategy._arrived(reply)
         (verdict,) = self.verdicts
         self.verdicts.clear()
         require_printable(verdict.called, 100)
