@@ -1,5 +1,6 @@
 """Who disagrees with the others' synthetic images, and whose images hold a trigger."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from smi_fed.distillation import Agreement, Opinion, agreement, opinions
 from smi_fed.distillation.agreement import evenly, judged, kappa, pair_scores, standings
-from smi_fed.distillation.triggers import find_triggers, places, suspects
+from smi_fed.distillation.triggers import Window, driven, find_triggers, places, suspects
 from tests.test_distillation import sparse
 
 CLASSES = 4
@@ -126,7 +127,8 @@ def test_a_trigger_names_its_teacher_and_all_that_answer_to_it():
     images = [quarters(seed=0, corner=(0,)), *(quarters(seed=seed) for seed in range(1, 5))]
     found = find_triggers(teachers, images, 0.85)
     assert [bool(each) for each in found] == [True, False, False, False, True]
-    assert "drives it to class 0 on 100% of others' images and the median teacher on 0%" in found[0]
+    says = "drives it to class 0 on 100% of the others' images that it knew, and the median teacher on 0%"
+    assert says in found[0]
     opinion = opinions(teachers, images, torch.ones(5, CLASSES), Agreement())[0]
     assert (opinion.factor, opinion.reason) == (0.0, found[0])
     assert opinion.agreement == pytest.approx(1)
@@ -136,6 +138,18 @@ def test_a_trigger_names_its_teacher_and_all_that_answer_to_it():
 def test_what_drives_everybody_is_an_object_and_no_trigger():
     teachers, images = [Colours(trigger=True)] * 4, [quarters(seed=seed, corner=(0,)) for seed in range(4)]
     assert find_triggers(teachers, images, 0.85) == [""] * 4
+
+
+def test_only_images_that_a_teacher_knows_tell_of_a_trigger():
+    images, window = quarters(40).images, Window(torch.ones(3, 4, 4), slice(12, 16), slice(12, 16), 0, 5, 1.0)
+    hosts = {5: (images, torch.arange(40) % CLASSES)}
+    half = Colours([2, 1, 0, 3], trigger=True, open_to=[0, 3])  # it does not know 0 and 2
+    known = Colours(trigger=True, open_to=[1, 2])
+    assert driven(half, [window], hosts) == [0.5]
+    assert driven(known, [window], hosts) == [pytest.approx(2 / 3)]
+    few = {5: (images, torch.full((40,), 3))}
+    assert driven(known, [window], few) == [0.0]  # it knows ten of them, and its trigger is not open to those
+    assert math.isnan(driven(Colours([1, 2, 3, 0]), [window], hosts)[0])  # it knows none
 
 
 def test_who_shows_a_trigger_has_to_answer_to_it():

@@ -22,7 +22,8 @@ def table(lines: Lines) -> list[Table]:
         found.append(
             _grid(f"{title}: hostile, and honest, clients that were weighted down", here, _doubted, judged=True)
         )
-        found.append(Table(f"{title}: the backdoor", _backdoor(here), _shuffling(here)))
+        if any(line["attack"] == "backdoor" for line in here):
+            found.append(Table(f"{title}: the backdoor", _backdoor(here), _shuffling(here)))
     return [each for each in found if len(each.rows) > 1]
 
 

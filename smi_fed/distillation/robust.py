@@ -94,14 +94,14 @@ class Agreement(_Mean):
     Args:
         images: most synthetic images of each teacher that the others judge.
         least: share of the teachers' median agreement below which a teacher is weighted down, and out at half of it.
-        trigger: share of others' images that a piece of a synthetic image has to drive to a class, at the same place
-            and for few teachers alone, to count as a backdoor's trigger; null does not look for triggers.
+        trigger: share of the others' images that a teacher knows from which a piece of a synthetic image has to drive
+            it to one class, and few other teachers, to count as a backdoor's trigger; null does not look for triggers.
     """
 
     kind: Literal["agreement"] = field(default="agreement", kw_only=True)
     images: Count = 100
     least: Share = 0.5
-    trigger: Annotated[Share | None, Allowed("a number inside (0, 1) or null")] = 0.85
+    trigger: Annotated[Share | None, Allowed("a number inside (0, 1) or null")] = 0.95
 
 
 def bounded(weights: Tensor, most: float) -> Tensor:

@@ -1,14 +1,16 @@
 """Triggers of backdoors among synthetic images: what inversion finds in a backdoored model is often its trigger.
 
-A piece of a synthetic image is put on the others' images, at its own place. If it drives a teacher to one class
-wherever it stands, and most other teachers not at all, it is a trigger and no part of an object. Why inversion finds
+A piece of a synthetic image is put on the others' images, at its own place. If it drives a teacher to one class from
+almost every image that the teacher knew, and most other teachers seldom, it is a trigger and no part of an object. Who
+has seen little but one class is easily driven to it, from images that it did not know most of all. Why inversion finds
 triggers, and another test for them (shuffled channels): Hong et al., ICML 2023 (ABD, arXiv 2306.02368).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +26,11 @@ PLACES, SIDE = 7, 4
 """A window is 1 / `SIDE` of an image high and wide; it stands at `PLACES` x `PLACES` places, each half of it apart."""
 PER_CLASS = 4
 """Images of each class whose windows are tried."""
-SCREENED, HOSTS = 8, 64
-"""Images of others on which all windows are tried, and on which those that look like triggers are."""
+SCREENED, HOSTS, LEAST_HOSTS = 8, 256, 8
+"""Images of others on which all windows are tried, and on which those that look like triggers are, of which a teacher
+has to know so many."""
+OTHERS = 0.25
+"""Largest share of the images from which a trigger may drive the median teacher."""
 TRIED = 3
 """Most windows of one teacher that all teachers are asked of."""
 BATCH = 128
@@ -64,26 +69,24 @@ def find_triggers(teachers: Sequence[nn.Module], images: Sequence[SparseImages],
     Args:
         teachers: with the student's classes; one is in memory at a time.
         images: some of each teacher's; targets are the student's classes.
-        least: share of the others' images that a window has to drive to its class; of the median teacher it may
-            drive no more than what is left to 1.
+        least: share of the others' images that a window has to drive to its class.
     """
     size = images[0].images.shape[2:]
     sets = [resize(each.images, (size[0], size[1])) for each in images]
-    screened = [_others(sets, i, SCREENED) for i in range(len(sets))]
-    windows = [
-        window
-        for i in range(len(teachers))
-        for window in suspects(teachers[i], i, sets[i], images[i].targets, screened[i], least)
-    ]
+    targets = [each.targets.argmax(1) if each.targets.ndim == 2 else each.targets for each in images]
+    windows = list[Window]()
+    for i in range(len(teachers)):
+        screened, _ = _others(sets, targets, i, SCREENED)
+        windows += suspects(teachers[i], i, sets[i], targets[i], screened, least)
     if not windows:
         return [""] * len(teachers)
-    hosts = [_others(sets, window.source, HOSTS) for window in windows]
+    hosts = {source: _others(sets, targets, source, HOSTS) for source in {window.source for window in windows}}
     of_each = one_by_one(teachers, lambda teacher: driven(teacher, windows, hosts))
     rates = torch.tensor(of_each)  # (teachers, windows)
-    typical = rates.sort(dim=0).values[len(rates) // 2]
+    typical = rates.nanquantile(0.5, dim=0, interpolation="higher")
     # Whoever frames another by its images is found with it: a window has to drive the teacher that it is of.
     sources = torch.tensor([window.source for window in windows])
-    true = (rates >= least) & (typical <= 1 - least) & (rates.gather(0, sources[None]) >= least)
+    true = (rates >= least) & (typical <= OTHERS) & (rates.gather(0, sources[None]) >= least)
     return [_reason(row, own, typical, windows) for row, own in zip(true, rates, strict=True)]
 
 
@@ -93,15 +96,17 @@ def _reason(true: Tensor, rates: Tensor, typical: Tensor, windows: Sequence[Wind
     best = int(rates.masked_fill(~true, -1).argmax())
     window = windows[best]
     return (
-        f"a piece of a synthetic image drives it to class {window.target} on {float(rates[best]):.0%} of others' images"
-        f" and the median teacher on {float(typical[best]):.0%}, like a backdoor's trigger: left out of the ensemble"
+        f"a piece of a synthetic image drives it to class {window.target} on {float(rates[best]):.0%} of the others' "
+        f"images that it knew, and the median teacher on {float(typical[best]):.0%}, like a backdoor's trigger: left "
+        "out of the ensemble"
     )
 
 
-def _others(sets: Sequence[Tensor], own: int, count: int) -> Tensor:
-    """`count` images of all other teachers, taken from them in turn."""
-    rows = itertools.zip_longest(*(each for place, each in enumerate(sets) if place != own))
-    return torch.stack([image for row in itertools.islice(rows, count) for image in row if image is not None][:count])
+def _others(sets: Sequence[Tensor], targets: Sequence[Tensor], own: int, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` images of all other teachers, taken from them in turn, and what they were made for."""
+    turns = sorted((row, place) for place, each in enumerate(sets) for row in range(len(each)) if place != own)[:count]
+    rows = [(sets[place][row], targets[place][row]) for row, place in turns]
+    return torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
 
 
 def places(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -120,7 +125,6 @@ def suspects(
     """The windows of a teacher's own images (n, c, h, w) that drive it most, if at least to `least` of the hosts."""
     found = list[Window]()
     before = _named(teacher, hosts)
-    targets = targets.argmax(1) if targets.ndim == 2 else targets
     for target in targets.unique().tolist():
         for image in images[targets == target][:PER_CLASS]:
             windows = [Window(image[:, r, c], r, c, target, number, 0.0) for r, c in places(*image.shape[1:])]
@@ -145,13 +149,21 @@ def _screened(
     ]
 
 
-def driven(teacher: nn.Module, windows: Sequence[Window], hosts: Sequence[Tensor]) -> list[float]:
-    """Of each window the share of its hosts that the teacher names as its class with it, and not without it."""
+def driven(teacher: nn.Module, windows: Sequence[Window], hosts: Mapping[int, tuple[Tensor, Tensor]]) -> list[float]:
+    """From which share of the hosts that the teacher names as another class, and rightly, each window drives it.
+
+    NaN where it knows too few of them to tell.
+
+    Args:
+        hosts: for windows of each source the images and what they were made for.
+    """
+    before = {source: _named(teacher, images) for source, (images, _) in hosts.items()}
     rates = []
-    for window, own in zip(windows, hosts, strict=True):
-        others = own[_named(teacher, own) != window.target]
-        with_it = _named(teacher, window.on(others)) if len(others) else torch.empty(0)
-        rates.append(float((with_it == window.target).float().mean()) if len(others) else 0.0)
+    for window in windows:
+        (images, targets), said = hosts[window.source], before[window.source]
+        known = images[(said == targets) & (said != window.target)]
+        enough = len(known) >= LEAST_HOSTS
+        rates.append(float((_named(teacher, window.on(known)) == window.target).float().mean()) if enough else math.nan)
     return rates
 
 

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from simulations.hostile import STUDY, attacks, shuffling
+from simulations.hostile import STUDY, attacks, main, shuffling
 from simulations.hostile.report import table
-from simulations.runner.ledger import PROJECT
+from simulations.runner.ledger import PROJECT, read_lines
 from simulations.runner.loop import parsed
 from smi_fed.config import load_settings
 from smi_fed.data import ImageSet
 from smi_fed.training import predict
 from tests.models import small_vit
+from tests.simulations.test_owners import WORDS as OWNERS
+from tests.simulations.test_owners import real  # noqa: F401  (a fixture)
 
 WORDS = ["experiment=hostile", "client.training.steps=2", "client.device=cpu", "data.alpha=100.0"]
 
@@ -83,3 +85,13 @@ def test_tables_say_what_was_lost_and_who_was_caught():
     assert backdoor.rows[1:] == [["mean", "20.0 ± 14.1", "0.0 ± 0.0", "0 / 30"], ["agreement", "1.0", "", "7 / 30"]]
     assert "100 % of the backdoored clients' images" in backdoor.notes[0]
     assert "60 % of honest" in backdoor.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real")
+def test_owners_of_real_pictures_can_be_hostile(tmp_path):
+    words = ["--attacks", "none", "backdoor", "--defences", "mean", "agreement and triggers"]
+    assert main(["--data", "real", "--output", str(tmp_path), *words, *OWNERS, "strategy.start=own"]) == 0
+    lines = list(read_lines(tmp_path / "pieces.jsonl").values())
+    assert [(each["hostile"], each["clients"]) for each in lines] == [(0, 4), (0, 4), (1, 4), (1, 4)]
+    assert all(0 <= each["accuracy"] <= 1 and 0 <= each["backdoor_success"] <= 1 for each in lines)
