@@ -25,6 +25,8 @@ from tests.fuzz.door import MEBIBYTE, Door
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzzing.json"
 MOST = 50
 """Faults that are printed; the file has all."""
+ENDLESS = 1800
+"""Seconds of a hundred cases after which one of them is taken for endless, and told of with where it stands."""
 
 
 def doors() -> list[Door]:
@@ -63,11 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         def tell(done: int, faults: list[campaign.Fault]) -> None:
             bar.at(done, faults=len(faults))
+            if done % 100 == 0 or done == total:
+                faulthandler.dump_traceback_later(ENDLESS, exit=True)
             for fault in faults[len(shown) : MOST]:
                 shown.append(fault)
                 print(f"{fault.door} {fault.number}: {fault.what}", flush=True)
 
         found = campaign.run(chosen, options.cases, options.seed, options.number, tell)
+    faulthandler.cancel_dump_traceback_later()
     seconds = time.perf_counter() - started
     show(chosen, found, seconds)
     if options.output is not None:
