@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         found = campaign.run(chosen, options.cases, options.seed, options.number, tell)
     faulthandler.cancel_dump_traceback_later()
+    gc.unfreeze()
     seconds = time.perf_counter() - started
     show(chosen, found, seconds)
     if options.output is not None:
