@@ -22,7 +22,7 @@ from smi_fed.inversion import InversionConfig, invert
 from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.report import STUDENT_FORMAT, STUDENT_VERSION, load_student, read_report, save_student
+from smi_fed.report import SCHEMA_VERSION, STUDENT_FORMAT, STUDENT_VERSION, load_student, read_report, save_student
 from smi_fed.sparse_images import FORMAT as IMAGES_FORMAT
 from smi_fed.sparse_images import VERSION as IMAGES_VERSION
 from smi_fed.sparse_images import SparseImages
@@ -116,7 +116,7 @@ def student(rng: Random) -> Case:
 
 @cache
 def full_report() -> dict:
-    return full()
+    return {"schema": SCHEMA_VERSION, **full()}
 
 
 def report(rng: Random) -> Case:
