@@ -249,6 +249,7 @@ def identity() -> dict[str, str]:
 
 
 def run_state(rng: Random) -> Case:
+    """Any file of a run, changed. They hold seconds that were measured: another process may change other bytes."""
     directory = room() / "state"
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(finished(), directory)
@@ -284,7 +285,8 @@ DOORS = (
     door("student", "a student's file", student, 12),
     door("report.json", "a run's report", report, 200),
     door("inversion", "an inversion that was stopped", inversion, 20),
-    door("run", "a run that was stopped", run_state, 12),
+    # Each verdict's model is loaded, and a changed file may have ten thousand.
+    Door("run", "a run that was stopped", run_state, 12, FILE, memory=64 * MEBIBYTE, seconds=60.0),
     door("weights", "a file of weights that its owner names, safetensors", weights, 20, SettingError),
     Door("torch weights", "the same by torch.save", torch_weights, 20, (SettingError,), memory=2**62),
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smi_fed.strategies.records import BadReplyError
 from tests.fuzz import campaign
-from tests.fuzz.__main__ import doors
+from tests.fuzz.__main__ import RESULTS, doors
 from tests.fuzz.door import MEBIBYTE, Case, Door
 
 SLOW = ("objects", "shape", "extremes", "last head", "old reply", "report", "pictures", "student", "inversion", "run")
@@ -42,6 +42,13 @@ def test_every_door_takes_its_share_of_ten_thousand_cases(tmp_path):
     many = [line for line in found["doors"] if line["cases"] >= 100 and line["door"] not in ("error", "name")]
     assert [line["door"] for line in many if not (line["accepted"] and line["refused"])] == []
     assert len(many) > 8
+
+
+def test_the_published_million_is_of_these_doors():
+    found = json.loads(RESULTS.read_text())
+    assert found["cases"] >= 1_000_000
+    assert {line["door"] for line in found["doors"]} == {door.name for door in doors()}
+    assert all(line["faults"] == [] for line in found["doors"])
 
 
 def raises(error):
