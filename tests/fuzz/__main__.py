@@ -1,8 +1,8 @@
 """Fuzzing of everything that a client sends: `python -m tests.fuzz --cases 1000000`.
 
 Every case is a function of seed, door and number: `--door NAME --number N --cases 1` makes one again.
-With `--door` and a file that is there the other doors' lines in it stay. Exits with 1 when a case was neither let in nor
-refused as its door promises.
+With `--door` and a file that is there the other doors' lines in it stay. Exits with 1 when a case was neither let in
+nor refused as its door promises.
 """
 
 import argparse
