@@ -52,7 +52,11 @@ def require_choice(key: str, got: Any, choices: Any) -> None:
     require(got in choices, key, got, " | ".join(names))
 
 
-def printable(text: str, most: int) -> str:
+LONGEST_TEXT = 1000
+"""Characters of what is told of a stranger's input, which it quotes."""
+
+
+def printable(text: str, most: int = LONGEST_TEXT) -> str:
     """A stranger's text as it may be logged, printed and written: one line of at most `most` characters.
 
     What would steer a terminal or turn a line around, and half characters, are spelt out: `\\x1b`, `\\u202e`. Of a

@@ -20,9 +20,6 @@ from smi_fed.checks import printable
 
 CHECKSUMS = "sha256"
 
-LONGEST_REASON = 1000
-"""Characters of what a file's reader says of it."""
-
 
 class FileFormatError(ValueError):
     """A file that is truncated, changed, foreign or of an unknown version; the message names it."""
@@ -37,14 +34,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around all that takes a file's content apart.
 
     Raises:
-        FileFormatError: whatever is wrong with it, naming `path`. One that is raised inside stays as it is.
+        FileFormatError: whatever is wrong with it, naming `path`. One that is raised inside stays as it is, and so
+            does the error of a device without room.
     """
     try:
         yield
-    except FileFormatError:
+    except (FileFormatError, torch.OutOfMemoryError):
         raise
     except PUZZLED as error:
-        reason = printable(f"{type(error).__name__}: {error}", LONGEST_REASON)
+        reason = printable(f"{type(error).__name__}: {error}")
         raise FileFormatError(f"{path}: truncated or not what it should be ({reason})") from error
 
 

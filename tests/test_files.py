@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from smi_fed.files import FileFormatError, load_tensors, replacing, save_tensors, writable_directory, write_json
+from smi_fed.files import (
+    FileFormatError,
+    load_tensors,
+    reading,
+    replacing,
+    save_tensors,
+    writable_directory,
+    write_json,
+)
 
 
 def names(directory):
@@ -46,6 +54,14 @@ def test_a_block_that_fails_leaves_what_was(tmp_path, old, error):
         fail()
     assert names(tmp_path) == (["x.txt"] if old else [])
     assert not old or path.read_text() == old
+
+
+def test_a_device_without_room_is_no_damaged_file(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), reading(tmp_path / "x"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(FileFormatError, match="x: truncated or not what it should be .RuntimeError: no.x1b"):
+        with reading(tmp_path / "x"):
+            raise RuntimeError("no\x1b")
 
 
 def test_two_writers_do_not_meet(tmp_path):

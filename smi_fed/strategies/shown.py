@@ -7,20 +7,17 @@ import unicodedata
 
 from smi_fed.checks import printable
 
-LONGEST_REASON = 1000
-"""Characters of what is told of a reply that is not admitted, or of a failure; both quote the client."""
-
 
 class BadReplyError(ValueError):
     """A reply that is not admitted; the message says why, in one printable line."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(printable(reason, LONGEST_REASON))
+        super().__init__(printable(reason))
 
 
 def failed(reason: str | None) -> str:
     """What is told of a client that says why it failed."""
-    return f"client failed: {printable(str(reason), LONGEST_REASON)}"
+    return f"client failed: {printable(str(reason))}"
 
 
 UNSEEN = "\u115f\u1160\u3164\uffa0"

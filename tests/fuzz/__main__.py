@@ -1,7 +1,8 @@
 """Fuzzing of everything that a client sends: `python -m tests.fuzz --cases 1000000`.
 
 Every case is a function of seed, door and number: `--door NAME --number N --cases 1` makes one again.
-Exits with 1 when a case was neither let in nor refused as its door promises.
+With `--door` and a file that is there the other doors' lines in it stay. Exits with 1 when a case was neither let in
+nor refused as its door promises.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from smi_fed.files import write_json
+from smi_fed.files import read_json, write_json
 from smi_fed.progress import Bar, show_log
 from tests.fuzz import campaign, measured
 from tests.fuzz.door import MEBIBYTE, Door
@@ -25,6 +26,8 @@ from tests.fuzz.door import MEBIBYTE, Door
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzzing.json"
 MOST = 50
 """Faults that are printed; the file has all."""
+ENDLESS = 1800
+"""Seconds of a hundred cases after which one of them is taken for endless, and told of with where it stands."""
 
 
 def doors() -> list[Door]:
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--number", type=int, default=0, help="of the first case of each door")
     parser.add_argument("--door", action="append", help="only this one; may be said several times")
     parser.add_argument("--without", action="append", default=[], help="this one is passed over")
-    parser.add_argument("--output", type=Path, help=f"file of JSON; {RESULTS.name} is the one that is published")
+    parser.add_argument("--output", type=Path, help=f"file of JSON; {RESULTS.name} is published")
     options = parser.parse_args(arguments)
     chosen = [
         each for each in doors() if each.name in (options.door or [each.name]) and each.name not in options.without
@@ -63,20 +66,27 @@ def main(arguments: list[str] | None = None) -> int:
 
         def tell(done: int, faults: list[campaign.Fault]) -> None:
             bar.at(done, faults=len(faults))
+            if done % 100 == 0 or done == total:
+                faulthandler.dump_traceback_later(ENDLESS, exit=True)
             for fault in faults[len(shown) : MOST]:
                 shown.append(fault)
                 print(f"{fault.door} {fault.number}: {fault.what}", flush=True)
 
         found = campaign.run(chosen, options.cases, options.seed, options.number, tell)
+    faulthandler.cancel_dump_traceback_later()
+    gc.unfreeze()
     seconds = time.perf_counter() - started
     show(chosen, found, seconds)
     if options.output is not None:
-        write_json(options.output, told(chosen, found, options.seed, seconds))
+        kept = read_json(options.output) if options.door and options.output.exists() else None
+        write_json(options.output, told(chosen, found, options.seed, seconds, kept))
     return 1 if any(tally.faults for tally in found.values()) else 0
 
 
-def told(chosen: list[Door], found: dict[str, campaign.Tally], seed: int, seconds: float) -> dict:
-    """The campaign as JSON."""
+def told(
+    chosen: list[Door], found: dict[str, campaign.Tally], seed: int, seconds: float, kept: dict | None = None
+) -> dict:
+    """The campaign as JSON; of a campaign that is `kept` what it says of other doors stays."""
     lines = []
     for door in chosen:
         tally = found[door.name]
@@ -87,9 +97,13 @@ def told(chosen: list[Door], found: dict[str, campaign.Tally], seed: int, second
             "cpu_seconds": {"worst": round(tally.seconds, 4), "allowed": door.seconds},
             "reasons": campaign.reasons(tally),
         })  # fmt: skip
+    if kept is not None:
+        own = {line["door"]: line for line in lines}
+        lines, seconds = [own.get(line["door"], line) for line in kept["doors"]], seconds + kept["seconds"]
     return {
-        "command": "python -m tests.fuzz", "cases": sum(tally.cases for tally in found.values()), "seed": seed,
-        "seconds": round(seconds, 1), "machine": campaign.machine(), "doors": lines,
+        "command": f"python -m tests.fuzz --cases {sum(line['cases'] for line in lines)} --seed {seed}",
+        "cases": sum(line["cases"] for line in lines), "seconds": round(seconds, 1), "machine": campaign.machine(),
+        "doors": lines,
     }  # fmt: skip
 
 

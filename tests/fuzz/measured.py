@@ -20,15 +20,17 @@ FORBIDDEN = (
 """What the interpreter tells of, and no case may do: unpickle, reach for a network, start a program."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 SMALLEST = 64 * 1024
+ARENA = 128 * 2**20
+"""Of the address space, what a new thread's allocator reserves."""
 
 
 def exact() -> None:
     """Every allocation from 64 KiB on goes back to the system when it is freed; for the rest of this process."""
     libc = ctypes.CDLL(None)
-    for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        if libc.mallopt(name, SMALLEST) != 1:
+    for name, value in ((M_MMAP_THRESHOLD, SMALLEST), (M_TRIM_THRESHOLD, SMALLEST), (M_ARENA_MAX, 1)):
+        if libc.mallopt(name, value) != 1:
             raise OSError("this libc does not take mallopt")
 
 
@@ -75,7 +77,7 @@ class Meter:
         self.taken.seconds = time.process_time() - self.started
         _watched.pop()
         resident, size = _status()
-        asked = size - self.size if size > self.peak else 0
+        asked = size - self.size - ARENA if size > self.peak else 0
         self.taken.memory = max(0, resident - self.resident, asked)
 
 

@@ -22,7 +22,7 @@ from smi_fed.inversion import InversionConfig, invert
 from smi_fed.inversion.checkpoint import FORMAT, VERSION, Checkpoint
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.report import STUDENT_FORMAT, STUDENT_VERSION, load_student, read_report, save_student
+from smi_fed.report import SCHEMA_VERSION, STUDENT_FORMAT, STUDENT_VERSION, load_student, read_report, save_student
 from smi_fed.sparse_images import FORMAT as IMAGES_FORMAT
 from smi_fed.sparse_images import VERSION as IMAGES_VERSION
 from smi_fed.sparse_images import SparseImages
@@ -116,7 +116,7 @@ def student(rng: Random) -> Case:
 
 @cache
 def full_report() -> dict:
-    return full()
+    return {"schema": SCHEMA_VERSION, **full()}
 
 
 def report(rng: Random) -> Case:
@@ -249,6 +249,7 @@ def identity() -> dict[str, str]:
 
 
 def run_state(rng: Random) -> Case:
+    """Any file of a run, changed. They hold seconds that were measured: another process may change other bytes."""
     directory = room() / "state"
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(finished(), directory)
@@ -284,7 +285,8 @@ DOORS = (
     door("student", "a student's file", student, 12),
     door("report.json", "a run's report", report, 200),
     door("inversion", "an inversion that was stopped", inversion, 20),
-    door("run", "a run that was stopped", run_state, 12),
+    # Each verdict's model is loaded, and a changed file may have ten thousand.
+    Door("run", "a run that was stopped", run_state, 12, FILE, memory=64 * MEBIBYTE, seconds=60.0),
     door("weights", "a file of weights that its owner names, safetensors", weights, 20, SettingError),
     Door("torch weights", "the same by torch.save", torch_weights, 20, (SettingError,), memory=2**62),
 )

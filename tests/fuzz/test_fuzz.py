@@ -38,9 +38,10 @@ def test_every_door_takes_its_share_of_ten_thousand_cases(tmp_path):
     assert found["cases"] >= 10_000
     assert [line["door"] for line in found["doors"]] == [door.name for door in doors()]
     assert all(line["cases"] == line["accepted"] + line["refused"] > 0 for line in found["doors"])
-    # A generator whose cases all end alike tries nothing.
-    one_way = {line["door"] for line in found["doors"] if not (line["accepted"] and line["refused"])}
-    assert one_way <= {"error", "name", "report", "pictures", "extremes", "old reply", "shape"}
+    # A generator whose cases all end alike tries nothing; a text is never let in, or always.
+    many = [line for line in found["doors"] if line["cases"] >= 100 and line["door"] not in ("error", "name")]
+    assert [line["door"] for line in many if not (line["accepted"] and line["refused"])] == []
+    assert len(many) > 8
 
 
 def test_the_published_million_is_of_these_doors():

@@ -114,6 +114,10 @@ def broken(path, how):
         path.write_bytes(bytes(content))
     elif how == "foreign":
         save_tensors(path, {"a": torch.zeros(1)}, "other", 1)
+    elif how == "texts":
+        tensors, metadata = load_tensors(path, FORMAT, VERSION)
+        kept = {key: value for key, value in metadata.items() if key not in ("format", "version")}
+        save_tensors(path, tensors, FORMAT, VERSION, **{**kept, "parts": "[" * 100_000, "schedule": "soon"})
     elif how == "version":
         tensors, metadata = load_tensors(path, FORMAT, VERSION)
         kept = {key: value for key, value in metadata.items() if key not in ("format", "version")}
@@ -122,7 +126,13 @@ def broken(path, how):
 
 @pytest.mark.parametrize(
     ("how", "says"),
-    [("truncated", "truncated"), ("flipped", "checksum"), ("foreign", "format is 'other'"), ("version", "'99'")],
+    [
+        ("truncated", "truncated"),
+        ("flipped", "checksum"),
+        ("foreign", "format is 'other'"),
+        ("version", "'99'"),
+        ("texts", "not what"),
+    ],
 )
 def test_broken_work_is_refused(tmp_path, vit, how, says):
     stopped_inversion(tmp_path, vit)

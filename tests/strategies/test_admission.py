@@ -202,9 +202,10 @@ PAYLOADS = {
     "petabytes": headed(ABOUT.format("'<f4'", "(1000000000000000,)")),
     "a number without end": headed(ABOUT.format("'<f4'", f"({'9' * 200},)")),
     "tuples in tuples": headed(ABOUT.format("(" * 190 + "'<f4'" + ",)" * 190, "(5,)")),
+    "elements of no bytes": headed(ABOUT.format("'|V0'", "(9000000000000000000,)")),
     "half a literal": headed("{'descr': '<f4',\n  'x\n y"),
 }
-"""The last six made numpy.load raise something else than a reader expects, or ask for all memory."""
+"""The last made numpy.load raise something else than a reader expects, ask for all memory or copy without end."""
 
 
 @pytest.mark.parametrize("kind", PAYLOADS)

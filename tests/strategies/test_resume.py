@@ -179,6 +179,14 @@ def test_a_broken_state_is_refused(tmp_path, content, says):
         wrapped(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "[[", "[1]", '[{"node": "x"}]', "[" * 100_000])
+def test_broken_verdicts_are_refused(whole, tmp_path, content):
+    copytree(whole("FedAvg", "ensemble")[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "round3-verdicts.json").write_text(content)
+    with pytest.raises(FileFormatError, match=r"round3-verdicts\.json: truncated or not what it should be"):
+        wrapped(tmp_path)
+
+
 def test_a_broken_global_model_is_refused(whole, tmp_path):
     copytree(whole("FedAvg", "ensemble")[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "global3.safetensors"
