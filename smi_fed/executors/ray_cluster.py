@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from smi_fed.checks import SettingError, require
@@ -36,6 +37,9 @@ START = 180.0
 
 KNOCK = 10.0
 """Seconds until whoever listens at an address has to take the connection."""
+
+PATIENCE = 3.0
+"""Seconds that the processes of an own cluster have to end by themselves; less than an executor waits for this one."""
 
 LOOK = 0.2
 """Seconds between two looks at what is done."""
@@ -199,7 +203,11 @@ def drive(connection: Connection, device: torch.device | None, workers: int, thr
     try:
         _hand_on(connection, cluster)
     finally:
+        started = psutil.Process().children(recursive=True)  # of a cluster of its own; some stay when it ends
         cluster.ray.shutdown()
+        for each in psutil.wait_procs(started, timeout=PATIENCE)[1]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def _hand_on(connection: Connection, cluster: _Cluster) -> None:
