@@ -236,7 +236,7 @@ def test_a_report_of_another_version_is_refused_naming_both(finished, tmp_path):
     with pytest.raises(FileFormatError, match="report version is 9, this smi-fed reads 1"):
         read_report(tmp_path / "report.json")
     (tmp_path / "report.json").write_text("{")
-    with pytest.raises(FileFormatError, match="truncated or not JSON"):
+    with pytest.raises(FileFormatError, match="truncated or not what it should be"):
         read_report(tmp_path / "report.json")
 
 
