@@ -29,7 +29,7 @@ def check_clients(settings: Settings, _cell: object = None) -> None:
     name = digest(settings.model, settings.data, settings.strategy, settings.admission, settings.pool)
     if name not in _SOUND:
         with tempfile.TemporaryDirectory(prefix="smi-fed-") as scratch:
-            FederatedRun(settings, Path(scratch))
+            FederatedRun(settings, Path(scratch)).executor.close()
         _SOUND.add(name)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from smi_fed.alignment import resize
 from smi_fed.distillation.ensembles import answer
 from smi_fed.lazy import one_by_one
-from smi_fed.sparse_images import SparseImages
+from smi_fed.sparse_images import SparseImages, classes_of
 from smi_fed.training import evaluating
 
 PLACES, SIDE = 7, 4
@@ -73,7 +73,7 @@ def find_triggers(teachers: Sequence[nn.Module], images: Sequence[SparseImages],
     """
     size = images[0].images.shape[2:]
     sets = [resize(each.images, (size[0], size[1])) for each in images]
-    targets = [each.targets.argmax(1) if each.targets.ndim == 2 else each.targets for each in images]
+    targets = [classes_of(each) for each in images]
     windows = list[Window]()
     for i in range(len(teachers)):
         screened, _ = _others(sets, targets, i, SCREENED)

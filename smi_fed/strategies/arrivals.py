@@ -98,22 +98,19 @@ class Arrivals:
     def admit(self, answer: Answer) -> None:
         """Judge what one node sent; an admitted model goes to disk, a refusal is logged with node and reason."""
         if answer.claim is not None:
-            self._tell("reply", "arrived", answer.node)
+            self._tell(answer.node, "reply", "arrived")
         verdict = replace(self._judge(answer), sent=answer.sent, received=answer.received, age=answer.age)
         if verdict.admitted:
             about = {key: getattr(verdict, key) for key in ("architecture", "num_examples", "train_loss", "age")}
-            self._tell("reply", "admitted", verdict.node, **about)
+            self._tell(verdict.node, "reply", "admitted", **about)
         else:
             log.warning("%snode %d refused: %s", verdict.name and f"{verdict.name}, ", verdict.node, verdict.reason)
-            self._tell("reply", "refused", verdict.node, claimed_name=verdict.name, reason=verdict.reason)
+            self._tell(verdict.node, "reply", "refused", claimed_name=verdict.name, reason=verdict.reason)
         self.verdicts.append(verdict)
 
-    def _tell(self, stage: str, name: str, node: int, **values: Any) -> None:
+    def _tell(self, node: int, stage: str, name: str, **values: Any) -> None:
         """By the name that the node was admitted under, not by what it claims."""
         self.events.tell(stage, name, self.names.get(node, f"node {node}"), id=str(node), **values)
-
-    def _tell_of(self, node: int, stage: str, name: str, **values: Any) -> None:
-        self._tell(stage, name, node, **values)
 
     def _judge(self, answer: Answer) -> Verdict:
         if answer.claim is None:
@@ -192,7 +189,7 @@ class Arrivals:
             stored, client_number(stored.name), self.pipeline, self._draws(stored, INVERSION),
             self.state.image_path(stored), self.state.checkpoint(stored), last,
         )  # fmt: skip
-        tell = partial(self._tell_of, verdict.node, "inversion")
+        tell = partial(self._tell, verdict.node, "inversion")
         shown = Shown(stored.name, self.pipeline.inversion.iterations, tell)
         self.in_hand[stored.path] = Inverting(stored, verdict.node, shown, self.executor.submit(job, shown))
 

@@ -95,23 +95,19 @@ class Core:
         if self.rounds:
             log.info("going on after round %d of %s", self.state.completed, self.state.directory)
         self.starts = start_weights(known_starts, self.student)
+        expected = Expectation.with_features if start == "statistics" else Expectation.of
         self.arrivals = Arrivals(
-            self.state, self.pool, self.pipeline, self.policy, self._expected(), self.events, executor or Here(),
+            self.state, self.pool, self.pipeline, self.policy, expected(self.student), self.events, executor or Here(),
             waiting=self.waiting, seed=seed, device=self.device, by_node=projection != "ensemble",
         )  # fmt: skip
         self.seconds = 0.0
-
-    def _expected(self) -> Expectation:
-        of = Expectation.with_features if self.start == "statistics" else Expectation.of
-        return of(self.student)
 
     def _identity(self) -> dict[str, str]:
         """All that decides the student, by name."""
         return arguments_of(self.inner) | {
             "student": self.student.spec.to_json(), "pipeline": repr(self.pipeline), "policy": repr(self.policy),
             "min_teachers": str(self.min_teachers), "projection": self.projection, "refine": str(self.refines),
-            "start": self.start,
-            "pool": repr(self.pool.config), "seed": str(self.seed), "waiting": repr(self.waiting),
+            "start": self.start, "pool": repr(self.pool.config), "seed": str(self.seed), "waiting": repr(self.waiting),
         }  # fmt: skip
 
     @property
@@ -293,9 +289,8 @@ class Core:
 
     def _remember_images(self, record: RoundRecord, clients: list[str]) -> None:
         """Keep a round's images for later ones, but for those of teachers that were left out."""
-        rows = zip(
-            clients, record.stored, [teacher.classes for teacher in record.teachers], record.factors, strict=True
-        )
+        classes = [teacher.classes for teacher in record.teachers]
+        rows = zip(clients, record.stored, classes, record.factors, strict=True)
         kept = [row[:3] for row in rows if row[3]]
         self.pool.add(record.round, *map(list, zip(*kept, strict=True)))
 
