@@ -28,13 +28,34 @@ def family(node):
     return [process, *process.children(recursive=True)]
 
 
+def own_app(node):
+    return [each for each in family(node)[1:] if "clientapp" in " ".join(each.cmdline())]
+
+
 def kill(processes):
     """All at once, so that none sees another die."""
     for each in processes:
         each.send_signal(signal.SIGSTOP)
     for each in processes:
         each.kill()
-    psutil.wait_procs(processes, timeout=10)
+
+
+def kill_amid_training(victims):
+    """Each as soon as it trains, whoever is first: a moment later its reply may be on its way.
+
+    Args:
+        victims: a node and what of it dies.
+    """
+    left = list(victims)
+    while left:
+        wait_for(lambda: any(trains(node) for node, _ in left), left[0][0].said)
+        for node, processes in [each for each in left if trains(each[0])]:
+            kill(processes(node))
+            left.remove((node, processes))
+
+
+def trains(node):
+    return "round 2: training on" in node.said()
 
 
 def comes_back(node):
@@ -66,12 +87,9 @@ def test_nodes_that_die_cost_their_own_contribution_and_take_part_again(tmp_path
         assert all(node.admitted() for node in nodes.values())
         run = threading.Thread(target=lambda: found.append(link.run(words, tmp_path / "out")))
         run.start()
-        dark, starved = nodes["Power Cut"], nodes["Out of Memory"]
-        wait_for(lambda: "round 2: training on" in starved.said(), starved.said)
-        own = psutil.Process(starved.process.pid)
-        kill([each for each in own.children(recursive=True) if "clientapp" in " ".join(each.cmdline())])
-        wait_for(lambda: "round 2: training on" in dark.said(), dark.said)
-        kill(family(dark))
+        dark = nodes["Power Cut"]
+        kill_amid_training([(dark, family), (nodes["Out of Memory"], own_app)])
+        dark.process.wait(10)
         comes_back(dark)
         run.join()
     assert found == ["finished:completed"], [node.said()[-2000:] for node in nodes.values()]
