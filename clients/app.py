@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from clients.rounds import OwnModels, TrainRequest, loss_of, statistics_of_start
 from smi_fed.checks import require
 from smi_fed.config import Settings, load_settings
 from smi_fed.data import ImageSet
-from smi_fed.devices import choose_device
+from smi_fed.devices import choose_device, own_threads
 from smi_fed.inversion import FeatureStatistics, feature_statistics
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model, build_seeded
 from smi_fed.pipeline import seeded
@@ -79,8 +78,7 @@ def _begin(context: Context) -> tuple[Settings, Node]:
     """The run's settings and this node; what cannot be is told with the node's name."""
     if not log.hasHandlers():  # a process of Flower's own, whose output is the node's log
         show_log()
-    # Clients of a simulation share the machine, and two threads on a busy core are far slower than one.
-    torch.set_num_threads(int(os.environ.get("SMI_FED_CLIENT_THREADS", "1")))
+    torch.set_num_threads(own_threads())  # of a simulation's actor: its cores, which Ray says
     with telling(clean_name(str(context.node_config.get("name", "")))):
         settings = settings_of(str(context.run_config.get("overrides", "")))
         return settings, node_of(settings, NodeConfig.of(context.node_config), context.node_id)

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.run import FederatedRun
 from smi_fed.checks import SettingError, require
 from smi_fed.config import load_settings
+from smi_fed.devices import own_threads
 from smi_fed.files import FileFormatError
 from smi_fed.progress import show_log
 from smi_fed.strategies import TooFewTeachersError, UnsoundStudentError
@@ -29,10 +30,8 @@ def main(grid: Grid, context: Context) -> None:
     show_log()
     try:
         settings = load_settings(CONF, str(context.run_config.get("overrides", "")))
-        run = FederatedRun(settings, output_directory(context))
-        if settings.server.threads:
-            torch.set_num_threads(settings.server.threads)
-        run.execute(grid)
+        torch.set_num_threads(settings.server.threads or own_threads())
+        FederatedRun(settings, output_directory(context)).execute(grid)
     except (SettingError, FileFormatError, OSError, TooFewTeachersError, UnsoundStudentError) as error:
         # Flower prints the traceback of what ends a ServerApp; the reason should stand by itself too.
         log.error("the run ends: %s", error)

@@ -24,8 +24,7 @@ def work(tree: Path, clients: Path, overrides: list[str]) -> dict[str, object]:
     from smi_fed.training import accuracy
 
     settings = load_settings(tree / "conf", overrides)
-    if settings.server.threads:
-        torch.set_num_threads(settings.server.threads)
+    torch.set_num_threads(settings.server.threads or max(1, torch.get_num_threads() // 2))
     _, test = load_images(settings.data)
     paths, teachers = sorted(clients.glob("client-*.safetensors")), []
     for number, path in enumerate(paths):

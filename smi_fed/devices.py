@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from smi_fed.checks import require
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_threads() -> int:
+    """How many threads torch is given in a process that was told no number, at least 1.
+
+    OMP_NUM_THREADS where it is a number: Ray sets it to the cores of an actor, and a node's owner can. Else half of
+    the usable cores. Two logical cores are mostly one real one; and a server's student takes its steps beside a
+    thread that makes the next ones' lessons, each with so many.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(said)) if said.isdecimal() else max(1, usable_cores() // 2)
 
 
 def choose_device(name: str = "auto", key: str = "device") -> tuple[torch.device, str]:

@@ -103,8 +103,8 @@ class ServerConfig:
         device: auto | cpu | cuda | cuda:N, for inversion, distillation and evaluation.
         images_per_teacher: synthetic images of each teacher.
         min_teachers: fewer admitted teachers end the run.
-        threads: torch's threads for inversion and distillation, in each process that inverts too; 0 leaves torch's
-            choice.
+        threads: torch's threads for inversion and distillation, in each process that inverts too; 0 is half of the
+            cores, see `smi_fed.devices.own_threads`.
         executor: where teachers are inverted: here (in the server's process, one after the other) | pool (in
             processes of their own, side by side) | ray (on a Ray cluster, side by side).
         workers: how many are inverted side by side; 0 is one a GPU, or one for every `threads` cores.
@@ -115,7 +115,7 @@ class ServerConfig:
     device: Device = "auto"
     images_per_teacher: Count = 300
     min_teachers: Count = 2
-    threads: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 1
+    threads: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 0
     executor: Literal["here", "pool", "ray"] = "here"
     workers: Annotated[int, Field(strict=True, ge=0, le=1024), Allowed("an int from 0 to 1024")] = 0
     ray_address: Annotated[

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from smi_fed.checks import SettingError
-from smi_fed.devices import choose_device
+from smi_fed.devices import choose_device, own_threads, usable_cores
 
 
 @pytest.fixture
@@ -54,3 +54,15 @@ def test_auto_takes_the_gpu_of_this_machine():
     device, reason = choose_device()
     assert torch.ones(2, device=device).is_cuda
     assert torch.cuda.get_device_name() in reason
+
+
+@pytest.mark.parametrize(
+    ("said", "cores", "threads"), [(None, 1, 1), (None, 2, 1), (None, 17, 8), ("3", 2, 3), ("0", 8, 1), ("4,2", 8, 4)]
+)
+def test_threads_of_a_process_that_was_told_no_number(monkeypatch, said, cores, threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert usable_cores() == cores
+    assert own_threads() == threads

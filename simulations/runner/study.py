@@ -80,7 +80,7 @@ class Study:
     options: Callable[[ArgumentParser], object] = lambda _: None  # adds to the command line
     compose: Callable[[Sequence[str]], Any] = lambda words: load_settings(PROJECT / "conf", words)
     check: Callable[[Any, Cell], object] = lambda _settings, _cell: None  # SettingError before anything is measured
-    place: Callable[[Any], tuple[str, int]] = lambda settings: (settings.server.device, settings.server.threads)
+    place: Callable[[Any], tuple[str, int]] = lambda settings: (settings.server.device, settings.server.threads or 1)
     in_turn: str = "method"  # values of this factor alternate, so that a change of the machine's speed meets all
     own_process: bool = False  # of each cell; `measure` is then a function of a module
     ledger: bool = True  # measured cells are kept, and not measured again

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from smi_fed.devices import usable_cores
 from smi_fed.executors import worker
 from smi_fed.executors.base import Closing, WorkerDiedError
 from smi_fed.executors.job import InversionJob, Show
@@ -224,5 +224,4 @@ def default_workers(device: torch.device, threads: int) -> int:
     """One a GPU, or one for every `threads` cores that this process may use, at least 1."""
     if device.type == "cuda":
         return len(devices_of(device))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, usable_cores() // threads)
