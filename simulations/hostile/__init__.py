@@ -184,7 +184,7 @@ def taught(settings: Settings, cell: Cell, team: Team, factors: Sequence[float])
 
 STUDY = Study(
     name="hostile", about=__doc__, cells=cells, measure=measure, table=report.table, options=add_options,
-    check=check_clients, in_turn="",
+    check=check_clients, in_turn="", apart="data",
     page=Page("docs/hostile.md", arguments=report.arguments, note=report.note),
 )  # fmt: skip
 main = command(STUDY)

@@ -102,9 +102,15 @@ def _shuffling(lines: Lines) -> list[str]:
 
 
 def arguments(lines: Lines) -> str:
-    """What was asked for, as far as lines tell."""
-    words = ["--seeds", *map(str, seeds_of(lines))]
-    return shlex.join([*words, *lines[-1].get("changes", [])])
+    """What was asked for, as far as lines tell; of each kind of data a command."""
+    commands = []
+    for data in dict.fromkeys(line["data"] for line in lines):
+        own = [line for line in lines if line["data"] == data]
+        words = ["--data", data, "--seeds", *map(str, seeds_of(own))]
+        for option in ("attack", "defence"):
+            words += [f"--{option}s", *dict.fromkeys(str(line[option]) for line in own)]
+        commands.append(shlex.join([*words, *own[-1].get("changes", [])]))
+    return "`, `python -m simulations.hostile ".join(commands)
 
 
 def note(lines: Lines) -> str:

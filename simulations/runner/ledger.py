@@ -49,9 +49,14 @@ def read_lines(path: Path) -> dict[str, Line]:
     return found
 
 
-def newest(lines: Lines) -> list[Line]:
-    """Those of the last one's code, overrides, device and torch; only such are compared with each other."""
-    return [line for line in lines if _setup(line) == _setup(lines[-1])]
+def newest(lines: Lines, apart: str = "") -> list[Line]:
+    """Those of the last one's code, overrides, device and torch; only such are compared with each other.
+
+    Args:
+        apart: a factor whose values have last lines of their own, since they are never compared.
+    """
+    last = {line.get(apart): _setup(line) for line in lines}
+    return [line for line in lines if _setup(line) == last[line.get(apart)]]
 
 
 def _setup(line: Line) -> object:

@@ -55,7 +55,7 @@ def keep(study: Study, directories: Sequence[Path], project: Path) -> None:
     found = [line for each in directories for line in read_lines(each / LEDGER).values()]
     if not found:
         raise ValueError(f"no measured lines in {', '.join(map(str, directories))}")
-    lines = newest(found)
+    lines = newest(found, study.apart)
     if left_out := len(found) - len(lines):
         log.warning("%d of %d lines are of other code, overrides or devices: left out", left_out, len(found))
     path = project / "benchmarks" / "results" / f"{study.name}.jsonl"

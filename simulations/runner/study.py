@@ -82,5 +82,6 @@ class Study:
     check: Callable[[Any, Cell], object] = lambda _settings, _cell: None  # SettingError before anything is measured
     place: Callable[[Any], tuple[str, int]] = lambda settings: (settings.server.device, settings.server.threads or 1)
     in_turn: str = "method"  # values of this factor alternate, so that a change of the machine's speed meets all
+    apart: str = ""  # values of this factor are never compared, and may be of other code and overrides
     own_process: bool = False  # of each cell; `measure` is then a function of a module
     ledger: bool = True  # measured cells are kept, and not measured again

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simulations.hostile import STUDY, attacks, main, shuffling
-from simulations.hostile.report import table
+from simulations.hostile.report import arguments, table
 from simulations.runner.ledger import PROJECT, read_lines
 from simulations.runner.loop import parsed
 from smi_fed.config import load_settings
@@ -85,6 +85,11 @@ def test_tables_say_what_was_lost_and_who_was_caught():
     assert backdoor.rows[1:] == [["mean", "20.0 ± 14.1", "0.0 ± 0.0", "0 / 30"], ["agreement", "1.0", "", "7 / 30"]]
     assert "100 % of the backdoored clients' images" in backdoor.notes[0]
     assert "60 % of honest" in backdoor.notes[0]
+    owners = line("label flip", "mean", 0, 0.7, changes=["a=1"]) | {"data": "real"}
+    assert arguments([*lines, owners]) == (
+        "--data digits --seeds 0 1 --attacks none backdoor --defences mean agreement`, `python -m simulations.hostile "
+        "--data real --seeds 0 --attacks 'label flip' --defences mean a=1"
+    )
 
 
 @pytest.mark.slow

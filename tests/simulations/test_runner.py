@@ -217,6 +217,8 @@ def test_what_is_kept_is_of_one_code_and_told_on_its_page(tmp_path):
     assert text.endswith(
         "`python -m simulations.tiny --seeds 1 2 size=2`, 2 of them. [Raw pieces](benchmarks/results/tiny.jsonl).\n"
     )
+    publication.keep(replace(study, apart="seed"), [tmp_path / "first"], tmp_path)
+    assert publication.kept("tiny", results)[1] == [old, line(3, changes=[]), one]
     with pytest.raises(ValueError, match="no measured lines"):
         publication.keep(study, [tmp_path / "docs"], tmp_path)
 
