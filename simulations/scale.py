@@ -1,9 +1,10 @@
-"""What grows with clients? `python -m simulations.scale [--clients 4 16 64] [--rounds 1] [--output DIR]`.
+"""What grows with clients? `python -m simulations.scale [--clients 4 16 64] [--ray-nodes 2] [--output DIR]`.
 
 Real rounds of the app, client and server, in one process and over a grid without a network: models
 of about 20 MB, and of everything else as little as it takes. Each number of clients has a process
-of its own, whose memory is watched while clients train one by one and the server works. It writes
-`scale.json` and `scale.png`.
+of its own, whose memory is watched while clients train one by one and the server works. With
+`--ray-nodes` the most clients are inverted once more, on a real Ray cluster of so many nodes with a
+core each. It writes `scale.json` and `scale.png`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from simulations.local_clients import check_clients
+from simulations.ray_nodes import ray_nodes
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, run
 from smi_fed.checks import require
 from smi_fed.config import Settings, join_overrides
 from smi_fed.files import write_json
+from smi_fed.inversion.checkpoint import digest_of
 
 INTERVAL = 0.02
 """Seconds between two looks at the memory."""
@@ -41,22 +45,33 @@ def add_options(parser: ArgumentParser) -> None:
     """What is measured."""
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64], help="numbers of clients")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each run")
+    parser.add_argument("--ray-nodes", type=int, default=0, help="nodes of a Ray cluster for one more run; 0 is none")
 
 
 def cells(options: Namespace) -> list[Cell]:
     """One for each number of clients, the fewest first."""
     require(min(options.clients) >= 2, "clients", options.clients, "ints >= 2")
+    places = [(clients, 0) for clients in sorted(options.clients)]
+    places += [(max(options.clients), options.ray_nodes)] if options.ray_nodes else []
     return [
         Cell(
-            {"clients": clients, "rounds": options.rounds},
+            {"clients": clients, "rounds": options.rounds, "ray_nodes": nodes},
             (f"strategy.min_nodes={clients}", f"strategy.rounds={options.rounds}"),
         )
-        for clients in sorted(options.clients)
+        for clients, nodes in places
     ]
 
 
 def measure(settings: Settings, cell: Cell) -> Line:
-    """One run in this process."""
+    """One run in this process, inversions in it or on a cluster."""
+    if not cell["ray_nodes"]:
+        return _run(settings, cell)
+    with ray_nodes(cell["ray_nodes"]) as addresses:
+        found = replace(settings.server, executor="ray", threads=1, ray_address=addresses.inside)
+        return _run(replace(settings, server=found), cell)
+
+
+def _run(settings: Settings, cell: Cell) -> Line:
     from clients.app import app
     from server.run import FederatedRun
     from simulations.local_grid import InProcessGrid
@@ -85,6 +100,7 @@ def measure(settings: Settings, cell: Cell) -> Line:
         "inversion_seconds_per_client": report["inversion"]["seconds"] / clients / rounds,
         "distillation_seconds_per_client": report["distillation"]["seconds"] / clients / rounds,
         "seconds": report["seconds"]["total"],
+        "student": digest_of(federated.student.state_dict().values()),
         "teachers": [len(each["admitted"]) for each in report["rounds"]],
     }
 
@@ -108,8 +124,14 @@ def watching() -> Iterator[list[int]]:
         thread.join()
 
 
+def alone(lines: Lines) -> list[Line]:
+    """Those of a server that inverts in its own process."""
+    return [line for line in lines if not line.get("ray_nodes")]
+
+
 def ratios(lines: Lines) -> dict[str, float]:
     """Most over fewest clients: peak memory, and the server's seconds per client."""
+    lines = alone(lines)
     keys = {"peak_ratio": "peak_megabytes", "server_seconds_per_client_ratio": "server_seconds_per_client"}
     return {name: lines[-1][key] / lines[0][key] for name, key in keys.items()}
 
@@ -128,18 +150,28 @@ COLUMNS = {
 def table(lines: Lines) -> list[Table]:
     """The figures, and how far they grew."""
     headings, found = [heading for heading, _ in COLUMNS.values()], ratios(lines)
+    own = alone(lines)
     rows = [[format(line[key], form) for key, (_, form) in COLUMNS.items()] for line in lines]
-    note = (
-        f"{lines[-1]['clients']} over {lines[0]['clients']} clients: {found['peak_ratio']:.2f} times the peak memory, "
+    notes = [
+        f"{own[-1]['clients']} over {own[0]['clients']} clients: {found['peak_ratio']:.2f} times the peak memory, "
         f"{found['server_seconds_per_client_ratio']:.2f} times the server's seconds per client."
-    )
-    return [Table(rows=[headings, *rows], notes=[note])]
+    ]
+    for line, row in zip(lines, rows, strict=True):
+        if line not in own:
+            row[0] += f", {line['ray_nodes']} Ray nodes"
+            same = [each["student"] for each in own if each["clients"] == line["clients"]] == [line["student"]]
+            notes.append(
+                f"Inverted on {line['ray_nodes']} Ray nodes, the student of {line['clients']} clients is "
+                f"{'the same, bit for bit' if same else 'another one'}."
+            )
+    return [Table(rows=[headings, *rows], notes=notes)]
 
 
 def _arguments(lines: Lines) -> str:
     first = lines[0]
-    words = ["--clients", *(str(line["clients"]) for line in lines)]
+    words = ["--clients", *(str(line["clients"]) for line in alone(lines))]
     words += ["--rounds", str(len(first["peak_megabytes_by_round"]))]
+    words += [word for line in lines if (n := line.get("ray_nodes")) for word in ("--ray-nodes", str(n))]
     return shlex.join([*words, *(first["changes"] if "changes" in first else first["overrides"][1:])])
 
 
@@ -155,6 +187,7 @@ def figure(lines: Lines) -> Any:
 
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2)
+    lines = alone(lines)
     clients = [line["clients"] for line in lines]
     models = [line["before_megabytes"] + line["clients"] * line["model_megabytes"] for line in lines]
     left.plot(clients, [line["peak_megabytes"] for line in lines], "o-", label="peak")

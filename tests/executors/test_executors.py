@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from itertools import pairwise
@@ -15,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from simulations.ray_nodes import ray_nodes
 from smi_fed.checks import SettingError
 from smi_fed.executors import Here, WorkerDiedError, open_executor
 from smi_fed.files import FileFormatError
@@ -25,7 +25,6 @@ from tests.same import assert_same
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-RAY = Path(sys.executable).with_name("ray")
 
 
 def eventually(happened, patience=60.0):
@@ -137,26 +136,10 @@ def test_processes_make_the_same_images(tmp_path, expected, kind):
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster():
     """Addresses of a real cluster, as it is started on machines of its own."""
-    port, client, scratch = free_port(), free_port(), tempfile.mkdtemp(prefix="ray")  # sockets need a short path
-    command = [
-        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
-        f"--ray-client-server-port={client}", "--include-dashboard=false", "--object-store-memory=100000000",
-        "--disable-usage-stats", f"--temp-dir={scratch}",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    try:
-        for each in (port, client):
-            eventually(lambda at=each: not socket.socket().connect_ex(("127.0.0.1", at)))
-        yield f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}"
-    finally:
-        started = kin(process.pid)
-        for each in [*started, process]:
-            each.terminate()
-        for each in psutil.wait_procs(started, timeout=20)[1]:
-            each.kill()
-        process.wait()
+    with ray_nodes(2) as addresses:
+        yield addresses
 
 
 @pytest.mark.slow

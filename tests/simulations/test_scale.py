@@ -22,6 +22,11 @@ def test_ratios_table_and_picture(tmp_path):
         ["64", "1400", "900", "1.00", "0.50", "1.00"],
     ]
     assert table.notes == ["64 over 4 clients: 1.40 times the peak memory, 0.50 times the server's seconds per client."]
+    cluster = lines[1] | {"ray_nodes": 2, "peak_megabytes": 1500.0, "student": "b"}
+    (table,) = scale.table([lines[0], lines[1] | {"student": "a"}, cluster])
+    assert table.rows[3] == ["64, 2 Ray nodes", "1500", "900", "1.00", "0.50", "1.00"]
+    assert [note.split(", the")[-1] for note in table.notes[1:]] == [" student of 64 clients is another one."]
+    assert table.notes[0].startswith("64 over 4 clients: 1.40 times")
     scale.figure(lines).savefig(tmp_path / "scale.png")
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
 
@@ -52,13 +57,14 @@ def test_settings_are_those_of_models_of_20_megabytes():
 @pytest.mark.slow
 def test_a_real_round_of_few_and_of_more_clients(tmp_path):
     status = scale.main([
-        "--clients", "6", "2", "--output", str(tmp_path), "server.images_per_teacher=4", "inversion.batch_size=4",
-        "distillation.steps=2",
+        "--clients", "3", "2", "--ray-nodes", "2", "--output", str(tmp_path),
+        "server.images_per_teacher=4", "inversion.batch_size=4", "distillation.steps=2",
     ])  # fmt: skip
     found = json.loads((tmp_path / "scale.json").read_text())
     assert status == int(found["peak_ratio"] > scale.LARGEST_RATIO) == 0
-    assert [run["clients"] for run in found["runs"]] == [2, 6]
-    assert [run["teachers"] for run in found["runs"]] == [[2], [6]]
+    assert [(run["clients"], run["ray_nodes"]) for run in found["runs"]] == [(2, 0), (3, 0), (3, 2)]
+    assert [run["teachers"] for run in found["runs"]] == [[2], [3], [3]]
+    assert found["runs"][1]["student"] == found["runs"][2]["student"] != found["runs"][0]["student"]
     for run in found["runs"]:
         assert 20 < run["model_megabytes"] < 23
         assert run["before_megabytes"] < run["peak_megabytes"] <= 1.01 * run["largest_resident_megabytes"]
