@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulations import compare, hostile, methods, owners, rounds, scale, stragglers, warm_start, why_random
+from simulations import compare, hostile, methods, owners, projection, rounds, scale, stragglers, warm_start, why_random
 from simulations.runner import Study, Table, publication
 from simulations.runner.ledger import PROJECT
 from simulations.throughput.table import published
@@ -87,6 +87,7 @@ def _demo_row(report: dict[str, Any]) -> list[str]:
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "demo": ("README.md", demo_table),
     "throughput": ("docs/cost.md", lambda: published(RESULTS)),
+    "projection": ("docs/many-clients.md", projection.section),
     **{
         study.name: (study.page.file, lambda study=study: publication.section(study, RESULTS))
         for study in STUDIES
