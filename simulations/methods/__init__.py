@@ -133,13 +133,15 @@ def measure_piece(settings: Settings, cell: Cell, clients: int, images: int = 1)
         found, inverted = invert_all(settings, teachers, cell["iterations"], images, cell.device)
     student = build_seeded(settings.model.student, settings.seed).to(cell.device)
     generator = seeded(settings.seed, 1, len(teachers))
-    distilled = distill_student(student, teachers, found, settings.distillation, generator)
+    begin = clock(cell.device)
+    distill_student(student, teachers, found, settings.distillation, generator)
+    distilled = clock(cell.device) - begin
     _, test = load_images(settings.data)
     count = sum(map(len, found))
     return {
         "images": count,
         **inverted,
-        "distillation_seconds": distilled.seconds,
+        "distillation_seconds": distilled,
         "kept_fraction": sum(each.kept_fraction * len(each) for each in found) / count,
         "student_test_accuracy": accuracy(student, test),
         "ensemble_test_accuracy": ensemble_accuracy(teachers, settings.distillation.ensemble, test),

@@ -1,0 +1,114 @@
+"""Does sparse reach a good student sooner? `python -m simulations.convergence [--conditions core ...] [--seeds 0 1 2]`.
+
+The same trained clients are inverted by each method at several iterations *and* numbers of images,
+for many images from few iterations are the cheapest dense, and a student is distilled from each.
+The picture is the student's accuracy over the seconds of inversion and over the server's. Each
+method's learning rate is the best of as many others on a seed of its own: `--conditions tuning --seeds 100`.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import NamedTuple
+
+from simulations import frontier
+from simulations.methods import check, measure_piece
+from simulations.methods.report import CONTROLS
+from simulations.runner import Cell, Line, Page, Study, command
+from smi_fed.config import Settings
+
+
+class Condition(NamedTuple):
+    """What a federation has that differs from the core's: four clients, Dirichlet(0.3), digits, one round."""
+
+    clients: int = 4
+    overrides: tuple[str, ...] = ()
+
+
+SHAPES = ("data=shapes", "model=shapes", "inversion.parametrisation.levels=[4,8,16]")
+CONDITIONS: dict[str, Condition] = {
+    "core": Condition(),
+    "8 clients": Condition(8),
+    "Dirichlet(0.1)": Condition(overrides=("data.alpha=0.1",)),
+    "IID": Condition(overrides=("data.scheme=iid",)),
+    "shapes": Condition(overrides=SHAPES),
+}
+TUNING = "tuning"
+
+REBIRTH = ("inversion=rebirth", "inversion.schedule='10:0.25,20:0.33,30:0.5'")
+METHODS: dict[str, tuple[str, ...]] = {
+    "dense": ("inversion=dense", "inversion.schedule=''"),
+    "attention": ("inversion=attention",),
+    "random": ("inversion=sparse", "inversion.selection=random"),
+    "unsettled": ("inversion=unsettled",),
+    "rebirth": REBIRTH,
+    "rebirth at random": (*REBIRTH, "inversion.selection=random"),
+}
+RATES: dict[str, float] = dict.fromkeys(METHODS, 0.1)
+"""Of each method the best of `TRIED` under `TUNING`."""
+
+TRIED, TUNED_AT = (0.05, 0.1, 0.2), (10, 200)
+ITERATIONS, IMAGES = (5, 10, 20), (100, 400)
+SMOKE = (
+    "client.training.steps=20", "distillation.steps=5", "server.images_per_teacher=8", "inversion.batch_size=8",
+    "client.minimum_examples=2",
+)  # fmt: skip
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What of the study is measured."""
+    names = [*METHODS, *CONTROLS]
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, TUNING], default=["core"])
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--iterations", type=int, nargs="+", default=ITERATIONS)
+    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of each client")
+    parser.add_argument("--smoke", action="store_true", help="as little as shows that every cell runs")
+
+
+def cells(options: Namespace) -> list[Cell]:
+    """Each method at each number of iterations and images; controls at each number of images; rates to try."""
+    found = [
+        cell_of(condition, method, iterations, images, RATES.get(method, 0.0), options.smoke)
+        for condition in options.conditions
+        if condition != TUNING
+        for images in options.images
+        for method in options.methods
+        for iterations in ([0] if method in CONTROLS else options.iterations)
+    ]
+    if TUNING in options.conditions:
+        tuned = [method for method in options.methods if method in METHODS]
+        found += [cell_of(TUNING, each, *TUNED_AT, rate, options.smoke) for each in tuned for rate in TRIED]
+    return found
+
+
+def cell_of(condition: str, method: str, iterations: int, images: int, rate: float, smoke: bool = False) -> Cell:
+    """One student; 0 iterations for a control."""
+    own = METHODS.get(method, ())
+    return Cell(
+        {"condition": condition, "method": method, "iterations": iterations, "images_per_client": images,
+         "learning_rate": rate, "smoke": smoke},
+        (*own, *([f"inversion.learning_rate={rate}"] if own else []), f"server.images_per_teacher={images}",
+         *(SMOKE if smoke else ())),
+        CONDITIONS.get(condition, Condition()).overrides,
+    )  # fmt: skip
+
+
+def measure(settings: Settings, cell: Cell) -> Line:
+    """One student."""
+    return measure_piece(settings, cell, CONDITIONS.get(cell["condition"], Condition()).clients)
+
+
+STUDY = Study(
+    name="convergence", about=__doc__, cells=cells, measure=measure, table=frontier.table, figure=frontier.figure,
+    picture="frontier.png", words=("experiment=convergence",), options=add_options, check=check,
+    page=Page(
+        "docs/study.md", arguments=frontier.arguments,
+        note=lambda _: ": seconds of the process, on one thread.",
+    ),
+)  # fmt: skip
+main = command(STUDY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

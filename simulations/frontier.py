@@ -1,0 +1,165 @@
+"""Tables and the picture of `simulations.convergence`: what each method reaches for how many seconds."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from simulations.methods.report import CONTROLS, methods_of, spread
+from simulations.runner import Line, Lines, Table, seeds_of
+
+TARGETS = (0.80, 0.85, 0.88)
+DENSE = "dense"
+
+
+def inversion_seconds(line: Line) -> float:
+    """What the inversion of all clients took."""
+    return float(line["inversion_seconds"])
+
+
+def server_seconds(line: Line) -> float:
+    """What inversion and distillation took."""
+    return float(line["inversion_seconds"] + line["distillation_seconds"])
+
+
+def seconds_to(lines: Lines, target: float, seconds: Callable[[Line], float]) -> float | None:
+    """Of one method and seed the seconds of the cheapest setting that reaches `target` and holds it.
+
+    It holds where every setting with no fewer iterations and no fewer images reaches it too: a lucky one does not count.
+    """
+    good = [line for line in lines if line["student_test_accuracy"] >= target]
+    held = [line for line in good if all(above in good for above in lines if _is_more(above, line))]
+    return min(map(seconds, held), default=None)
+
+
+def _is_more(one: Line, other: Line) -> bool:
+    return all(one[key] >= other[key] for key in ("iterations", "images_per_client"))
+
+
+def table(lines: Lines) -> list[Table]:
+    """Of each condition every setting's accuracy, and seconds to each target; then the rates that were tried."""
+    found = []
+    for condition in dict.fromkeys(line["condition"] for line in lines):
+        own = [line for line in lines if line["condition"] == condition]
+        title = f"{condition}, seeds {seeds_of(own)}"
+        if condition == "tuning":
+            found.append(_rates(title, own))
+            continue
+        found += [_settings(title, own), _targets(title, own)]
+    return found
+
+
+def _settings(title: str, lines: Lines) -> Table:
+    budgets = sorted({(line["images_per_client"], line["iterations"]) for line in lines if line["iterations"]})
+    rows = [["method", *(f"{images} x {iterations}" for images, iterations in budgets)]]
+    for method in methods_of(lines):
+        row = [method]
+        for images, iterations in budgets:
+            at = iterations if method not in CONTROLS else 0
+            here = [x for x in lines if (x["method"], x["images_per_client"], x["iterations"]) == (method, images, at)]
+            row.append(_cell(here))
+        rows.append(row)
+    return Table(f"{title}: accuracy in % (inversion seconds) by images a client x iterations", rows)
+
+
+def _cell(here: Lines) -> str:
+    if not here:
+        return ""
+    seconds = statistics.fmean(map(inversion_seconds, here))
+    accuracy = spread([100 * line["student_test_accuracy"] for line in here])
+    return f"{accuracy} ({seconds:.1f})" if seconds else accuracy
+
+
+def _targets(title: str, lines: Lines) -> Table:
+    rows = [["method", *(f"{target:.0%}, {what}" for target in TARGETS for what in ("inversion", "server"))]]
+    for method in methods_of(lines):
+        if method in CONTROLS:
+            continue
+        row = [method]
+        for target in TARGETS:
+            row += [_ratio(lines, method, target, seconds) for seconds in (inversion_seconds, server_seconds)]
+        rows.append(row)
+    return Table(f"{title}: seconds to, and the cheapest dense over it; medians over the seeds that reach it", rows)
+
+
+def _ratio(lines: Lines, method: str, target: float, seconds: Callable[[Line], float]) -> str:
+    took: list[float] = []
+    times: list[float] = []
+    seeds = seeds_of(lines)
+    for seed in seeds:
+        own, dense = (
+            seconds_to([x for x in lines if (x["method"], x["seed"]) == (name, seed)], target, seconds)
+            for name in (method, DENSE)
+        )
+        took += [own] if own is not None else []
+        times += [dense / own] if own is not None and dense is not None else []
+    if not took:
+        return "never"
+    ratio = f", {statistics.median(times):.2f}" if times else ""
+    few = f" ({len(took)} of {len(seeds)})" if len(took) < len(seeds) else ""
+    return f"{statistics.median(took):.1f}{ratio}{few}"
+
+
+def _rates(title: str, lines: Lines) -> Table:
+    rates = sorted({line["learning_rate"] for line in lines})
+    rows = [["method", *map(str, rates)]]
+    for method in methods_of(lines):
+        own = {line["learning_rate"]: 100 * line["student_test_accuracy"] for line in lines if line["method"] == method}
+        rows.append([method, *(f"{own[rate]:.1f}" if rate in own else "" for rate in rates)])
+    return Table(f"{title}: accuracy in % by learning rate", rows)
+
+
+def arguments(lines: Lines) -> str:
+    """What was asked for, as far as lines tell."""
+    conditions = dict.fromkeys(line["condition"] for line in lines)
+    seeds = seeds_of([line for line in lines if line["condition"] != "tuning"])
+    return shlex.join(["--conditions", *conditions, "--seeds", *map(str, seeds), *lines[-1].get("changes", [])])
+
+
+def figure(lines: Lines) -> Any:
+    """Of each condition the mean accuracy of every setting over both kinds of seconds, with each method's frontier."""
+    from matplotlib.figure import Figure
+
+    lines = [line for line in lines if line["condition"] != "tuning"]
+    conditions = list(dict.fromkeys(line["condition"] for line in lines)) or ["nothing"]
+    drawn = Figure(figsize=(13, 4.6 * len(conditions) + 0.6), layout="constrained")
+    axes = drawn.subplots(len(conditions), 2, squeeze=False)
+    for row, condition in zip(axes, conditions, strict=True):
+        own = [line for line in lines if line["condition"] == condition]
+        for axis, (what, seconds) in zip(
+            row, (("inversion", inversion_seconds), ("server", server_seconds)), strict=True
+        ):
+            _panel(axis, own, seconds)
+            axis.set(title=f"{condition}, seeds {seeds_of(own)}", xlabel=f"{what} seconds, all clients", xscale="log",
+                     ylabel="student test accuracy in %")  # fmt: skip
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
+    return drawn
+
+
+def _panel(axis: Any, lines: Lines, seconds: Callable[[Line], float]) -> None:
+    for place, method in enumerate(methods_of(lines)):
+        points = sorted(_means([line for line in lines if line["method"] == method], seconds))
+        if method in CONTROLS:
+            if method == "real" and points:
+                axis.axhline(points[-1][1], color="black", linestyle="--", linewidth=1, label="the clients' own images")
+            continue
+        colour = f"C{place}"
+        axis.plot(*zip(*points, strict=True), "os^Dv<>"[place % 7], color=colour, markersize=5)
+        best = list(accumulate((accuracy for _, accuracy in points), max))
+        axis.step([x for x, _ in points], best, where="post", color=colour, label=method,
+                  linewidth=2.2 if method == DENSE else 1.2)  # fmt: skip
+    axis.grid(alpha=0.3)
+
+
+def _means(lines: Lines, seconds: Callable[[Line], float]) -> Sequence[tuple[float, float]]:
+    """(seconds, accuracy in %) of each setting, mean over the seeds."""
+    settings = dict.fromkeys((line["images_per_client"], line["iterations"]) for line in lines)
+    groups = [[x for x in lines if (x["images_per_client"], x["iterations"]) == each] for each in settings]
+    return [
+        (statistics.fmean(map(seconds, each)), 100 * statistics.fmean(x["student_test_accuracy"] for x in each))
+        for each in groups
+    ]
