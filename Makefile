@@ -9,7 +9,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo deploy-demo compare throughput real-data test test-slow lint docs format clean
+.PHONY: setup demo deploy-demo compare study study-smoke throughput real-data test test-slow lint docs format clean
 
 setup: $(READY)
 
@@ -24,6 +24,17 @@ deploy-demo: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python -m simulations.compare
+
+# Hours, in pieces of minutes; goes on where it was stopped. The core comes first.
+study: $(READY)
+	@$(BIN)/python -m simulations.convergence --seeds 0 1 2
+	@$(BIN)/python -m simulations.schedule --seeds 0 1 2
+	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID shapes
+
+# Every kind of cell once, as little as shows that it runs.
+study-smoke: $(READY)
+	@$(BIN)/python -m simulations.convergence --smoke --images 8 --iterations 5 --seeds 0 --output runs/study-smoke/convergence
+	@$(BIN)/python -m simulations.schedule --smoke --ratios 0.77 --seeds 0 --output runs/study-smoke/schedule
 
 throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput

@@ -28,7 +28,7 @@ def server_seconds(line: Line) -> float:
 def seconds_to(lines: Lines, target: float, seconds: Callable[[Line], float]) -> float | None:
     """Of one method and seed the seconds of the cheapest setting that reaches `target` and holds it.
 
-    It holds where every setting with no fewer iterations and no fewer images reaches it too: a lucky one does not count.
+    It holds where every setting with no fewer iterations and no fewer images reaches it too: luck does not count.
     """
     good = [line for line in lines if line["student_test_accuracy"] >= target]
     held = [line for line in good if all(above in good for above in lines if _is_more(above, line))]

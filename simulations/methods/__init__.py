@@ -124,13 +124,24 @@ def measure_piece(settings: Settings, cell: Cell, clients: int, images: int = 1)
         clients: how many there are.
         images: how many times as many of each as the settings say.
     """
-    teachers = trained_clients(settings, clients, cell.output / "clients")
-    for teacher in teachers:
-        teacher.model.to(cell.device)
+    teachers = clients_on(settings, cell, clients)
     if cell["method"] in CONTROLS:
         found, inverted = list(control(cell["method"], settings, teachers)), {"inversion_seconds": 0.0, "flops": 0}
     else:
         found, inverted = invert_all(settings, teachers, cell["iterations"], images, cell.device)
+    return {**inverted, **taught(settings, cell, teachers, found)}
+
+
+def clients_on(settings: Settings, cell: Cell, number: int) -> list[TrainedTeacher]:
+    """So many trained clients, on the cell's device."""
+    teachers = trained_clients(settings, number, cell.output / "clients")
+    for teacher in teachers:
+        teacher.model.to(cell.device)
+    return teachers
+
+
+def taught(settings: Settings, cell: Cell, teachers: Sequence[TrainedTeacher], found: Sequence[SparseImages]) -> Line:
+    """What a line tells of the student that these images teach, and of the ensemble."""
     student = build_seeded(settings.model.student, settings.seed).to(cell.device)
     generator = seeded(settings.seed, 1, len(teachers))
     begin = clock(cell.device)
@@ -140,7 +151,6 @@ def measure_piece(settings: Settings, cell: Cell, clients: int, images: int = 1)
     count = sum(map(len, found))
     return {
         "images": count,
-        **inverted,
         "distillation_seconds": distilled,
         "kept_fraction": sum(each.kept_fraction * len(each) for each in found) / count,
         "student_test_accuracy": accuracy(student, test),

@@ -1,0 +1,59 @@
+"""Cells of the study of convergence, and what its lines say."""
+
+import pytest
+
+from simulations.convergence import CONDITIONS, METHODS, STUDY
+from simulations.frontier import figure, inversion_seconds, seconds_to, server_seconds, table
+from simulations.runner.loop import parsed
+
+
+def line(method, iterations, images, accuracy, inversion=1.0, seed=0, **more):
+    return {
+        "condition": "core", "method": method, "iterations": iterations, "images_per_client": images, "seed": seed,
+        "learning_rate": 0.1, "student_test_accuracy": accuracy, "inversion_seconds": inversion,
+        "distillation_seconds": 10.0, **more,
+    }  # fmt: skip
+
+
+DENSE = [
+    line("dense", 5, 100, 0.70, 4.0), line("dense", 10, 100, 0.86, 8.0),  # lucky: twice the images are worse
+    line("dense", 5, 400, 0.83, 16.0), line("dense", 10, 400, 0.81, 32.0),
+]  # fmt: skip
+SPARSE = [line("random", 5, 100, 0.81, 3.0), line("random", 10, 100, 0.84, 5.0), line("random", 5, 400, 0.9, 9.0)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "target", "inversion", "server"),
+    [(DENSE, 0.80, 8.0, 18.0), (DENSE, 0.82, None, None), (SPARSE, 0.80, 3.0, 13.0), (SPARSE, 0.85, 9.0, 19.0)],
+)
+def test_a_target_counts_where_more_work_holds_it(lines, target, inversion, server):
+    assert seconds_to(lines, target, inversion_seconds) == inversion
+    assert seconds_to(lines, target, server_seconds) == server
+
+
+def test_tables_hold_every_setting_against_the_cheapest_dense(tmp_path):
+    rates = [line("dense", 10, 200, 0.5, condition="tuning", learning_rate=rate, seed=100) for rate in (0.1, 0.2)]
+    controls = [line("noise", 0, 100, 0.1, 0.0), line("real", 0, 100, 0.95, 0.0)]
+    lines = [*DENSE, *SPARSE, *controls, *rates]
+    settings, targets, tuning = table(lines)
+    assert settings.rows[0] == ["method", "100 x 5", "100 x 10", "400 x 5", "400 x 10"]
+    assert settings.rows[2] == ["random", "81.0 (3.0)", "84.0 (5.0)", "90.0 (9.0)", ""]
+    assert settings.rows[3] == ["noise", "10.0", "10.0", "", ""]
+    assert targets.rows[1:] == [
+        ["dense", "8.0, 1.00", "18.0, 1.00", "never", "never", "never", "never"],
+        ["random", "3.0, 2.67", "13.0, 1.38", "9.0", "19.0", "9.0", "19.0"],
+    ]
+    assert tuning.rows == [["method", "0.1", "0.2"], ["dense", "50.0", "50.0"]]
+    figure(lines).savefig(tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_setting_of_every_condition_can_be_composed():
+    cells = STUDY.cells(parsed(STUDY, ["--conditions", *CONDITIONS]))
+    assert len(cells) == len(CONDITIONS) * 2 * (3 * len(METHODS) + 2)
+    for cell in {each["condition"]: each for each in cells if each["method"] == "rebirth"}.values():
+        settings = STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides))
+        assert settings.server.images_per_teacher == cell["images_per_client"]
+        STUDY.check(settings, cell)
+    tried = STUDY.cells(parsed(STUDY, ["--conditions", "tuning", "--methods", "dense", "real"]))
+    assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.05, 0.1, 0.2)]
