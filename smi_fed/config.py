@@ -23,6 +23,7 @@ from smi_fed.settings import (
 )
 
 __all__ = [
+    "CONF",
     "STRATEGIES",
     "ClientConfig",
     "ModelsConfig",
@@ -35,6 +36,12 @@ __all__ = [
     "quoted",
     "split_overrides",
 ]
+
+CONF = next(
+    (path for path in (Path(__file__).parent / "conf", Path(__file__).resolve().parents[1] / "conf") if path.is_dir()),
+    Path(__file__).parent / "conf",
+)
+"""The settings' files: inside the package where it was installed, beside it in a checkout."""
 
 _PIECE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\s+|.""", re.DOTALL)
 """Of overrides in one text: what stands in quotes, space, or one other sign."""

@@ -1,0 +1,42 @@
+"""`smi-fed`: inversion, distillation and evaluation of models without a federation, and the way into one.
+
+One module a family of commands. Errors of input are one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from smi_fed.checks import SettingError
+from smi_fed.cli.inverting import invert, show
+from smi_fed.cli.teaching import distill, evaluate
+from smi_fed.files import FileFormatError
+from smi_fed.inversion import DivergedError
+
+app = typer.Typer(
+    name="smi-fed",
+    help="Synthetic images from models, and students from synthetic images. Each command's --help has an example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (invert, show, distill, evaluate):
+    app.command()(command)
+
+
+def main() -> None:
+    """The command of the package: what a user can mend is one line on stderr, and exit status 2."""
+    try:
+        app()
+    except (SettingError, FileFormatError, DivergedError, ValueError, OSError) as error:
+        print(f"smi-fed: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("smi-fed: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

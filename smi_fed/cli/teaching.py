@@ -1,0 +1,105 @@
+"""`smi-fed distill` and `smi-fed evaluate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from smi_fed import distillation
+from smi_fed.checks import require
+from smi_fed.cli.inverting import AsJson, Classes, Device, Model, Size, Weights
+from smi_fed.cli.models import open_model
+from smi_fed.cli.output import tell
+from smi_fed.config import CONF, load_settings
+from smi_fed.data import DataConfig, ImageSet, load_images
+from smi_fed.devices import choose_device
+from smi_fed.files import writable_directory
+from smi_fed.models import Classifier, ModelSpec
+from smi_fed.progress import Bar, show_log
+from smi_fed.report import save_student
+from smi_fed.sparse_images import SparseImages
+from smi_fed.training import predict
+
+
+def distill(
+    student: Annotated[str, typer.Argument(help="as MODEL of invert; a .json of a spec says its size")],
+    changes: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings, such as steps=300")] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="a model, as MODEL of invert; once for each")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="a file that invert wrote; once for each")] = None,
+    output: Annotated[Path, typer.Option(help="where the student goes")] = Path("student.safetensors"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    weights: Annotated[str, typer.Option(help="the student's: random, pretrained, or a file of weights")] = "random",
+    teacher_weights: Annotated[str, typer.Option(help="of teachers that are names or specs")] = "pretrained",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Teach a student what teachers say of synthetic images.
+
+    Example: smi-fed distill small.json --teacher deit_tiny_patch16_224 --images images.safetensors steps=300
+    """
+    show_log()
+    require(bool(teacher and images), "--teacher and --images", None, "one of each at least")
+    config = load_settings(CONF, [f"distillation.{each}" for each in changes or []]).distillation
+    where, _ = choose_device(device)
+    writable_directory(output.absolute().parent)
+    sets = [SparseImages.load(path) for path in images or []]
+    teachers = [open_model(each, teacher_weights).to(where) for each in teacher or []]
+    pupil = open_model(student, weights, teachers[0].spec.num_classes, seed=seed)
+    begin = time.perf_counter()
+    with Bar("distillation", config.steps, unit="step") as bar:
+        record = distillation.distill(
+            pupil.to(where), teachers, sets, config, generator=torch.Generator().manual_seed(seed),
+            progress=lambda step, loss: bar.at(step, loss=loss),
+        )  # fmt: skip
+    save_student(output, pupil)
+    tell({
+        "steps": record.steps, "loss": record.losses[-1] if record.losses else None,
+        "seconds": time.perf_counter() - begin, "file": str(output),
+    }, as_json)  # fmt: skip
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(help="digits | shapes | a directory, a folder of images a class")] = "digits",
+    weights: Weights = "pretrained",
+    num_classes: Classes = None,
+    image_size: Size = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on images: how often it is right, overall and for each class.
+
+    Of digits and shapes it is the test split; of a directory its test split, or a quarter where it has none.
+
+    Example: smi-fed evaluate student.safetensors --data digits
+    """
+    show_log()
+    where, _ = choose_device(device)
+    opened = open_model(model, weights, num_classes, image_size).to(where)
+    test = _test_images(data, opened)
+    right = predict(opened, test.images).argmax(1) == test.labels
+    by_class = {
+        name: float(right[test.labels == place].float().mean())
+        for place, name in enumerate(test.class_names)
+        if bool((test.labels == place).any())
+    }
+    tell({"images": len(test), "accuracy": float(right.float().mean()), "by_class": by_class}, as_json)
+
+
+def _test_images(data: str, model: Classifier) -> ImageSet:
+    """The images that a model of this spec is measured on."""
+    spec: ModelSpec = model.spec
+    embedded = data in ("digits", "shapes")
+    require(embedded or Path(data).exists(), "--data", data, "digits | shapes | a directory that is there")
+    config = DataConfig(
+        source=data if embedded else "folder", name="" if embedded else str(Path(data).absolute()),
+        image_size=model.image_size[0], channels=len(model.mean),
+    )  # fmt: skip
+    test = load_images(config)[1]
+    named = len(test.class_names) == spec.num_classes
+    require(named, "--data", f"{data} with {len(test.class_names)} classes", f"one with {spec.num_classes}")
+    return test
