@@ -37,11 +37,9 @@ __all__ = [
     "split_overrides",
 ]
 
-CONF = next(
-    (path for path in (Path(__file__).parent / "conf", Path(__file__).resolve().parents[1] / "conf") if path.is_dir()),
-    Path(__file__).parent / "conf",
-)
-"""The settings' files: inside the package where it was installed, beside it in a checkout."""
+_INSTALLED = Path(__file__).resolve().parent / "app" / "conf"
+CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[1] / "conf"
+"""The settings' files, beside `server/` and `clients/`: inside the package where it was installed, around it else."""
 
 _PIECE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\s+|.""", re.DOTALL)
 """Of overrides in one text: what stands in quotes, space, or one other sign."""

@@ -1,12 +1,16 @@
 """The command line as a shell calls it: what it writes can be read, and what cannot be is one line."""
 
+import compileall
 import json
+import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
 
 from smi_fed.cli import main
+from smi_fed.config import CONF, load_settings
 from smi_fed.report import load_student, save_student
 from smi_fed.sparse_images import SparseImages
 from tests.models import small_spec, small_vit
@@ -105,5 +109,27 @@ def test_a_students_file_needs_no_other_word(place, call):
 
 
 def test_help_has_an_example_of_each_command(call):
-    for command in ("invert", "show", "distill", "evaluate"):
+    for command in ("invert", "show", "distill", "evaluate", "demo", "federate"):
         assert f"Example: smi-fed {command} " in " ".join(call(command, "--help").split())
+
+
+def test_an_app_of_ones_own_has_the_projects_keys_and_settings(place, call):
+    call("federate", "mine")
+    own, ours = (
+        tomllib.loads((each / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+        for each in (place / "mine", CONF.parent)
+    )
+    assert {key: own[key] for key in ("components", "config")} == {key: ours[key] for key in ("components", "config")}
+    assert set(own["fab-include"]) < set(ours["fab-include"])
+    assert load_settings(place / "mine" / "conf", ["seed=3"]).seed == 3
+    compileall.compile_dir(place / "mine", quiet=2, force=True)
+    assert "directory: got 'mine', allowed: a path where nothing is" in call("federate", "mine", status=2)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_in_an_empty_folder(place):
+    words = ["demo", "--clients", "2", "--output", "out", "experiment=smoke"]
+    done = subprocess.run([sys.executable, "-m", "smi_fed.cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((place / "out" / "report.json").read_text())["status"] == "completed"
+    assert load_student(place / "out" / "student.safetensors")

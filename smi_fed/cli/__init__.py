@@ -10,6 +10,7 @@ import sys
 import typer
 
 from smi_fed.checks import SettingError
+from smi_fed.cli.federating import demo, federate
 from smi_fed.cli.inverting import invert, show
 from smi_fed.cli.teaching import distill, evaluate
 from smi_fed.files import FileFormatError
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (invert, show, distill, evaluate):
+for command in (invert, show, distill, evaluate, demo, federate):
     app.command()(command)
 
 

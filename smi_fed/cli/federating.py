@@ -1,0 +1,56 @@
+"""`smi-fed demo` and `smi-fed federate`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smi_fed.checks import require
+from smi_fed.config import CONF
+
+APP = CONF.parent
+"""Where the Flower app and its launcher lie."""
+
+TEMPLATE = Path(__file__).with_name("app.toml")
+
+
+def demo(
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings, such as seed=1")] = None,
+    output: Annotated[Path, typer.Option(help="where report, student and pictures go")] = Path("smi-fed-demo"),
+    clients: Annotated[int, typer.Option(min=2, help="simulated clients")] = 4,
+) -> None:
+    """Run a whole federation of different Vision Transformers on digits, on Flower's simulation engine.
+
+    Example: smi-fed demo --output my-demo seed=1
+    """
+    command = [sys.executable, "-m", "simulations.demo", "--output", str(output.absolute()), "--clients", str(clients)]
+    path = os.pathsep.join(filter(None, [str(APP), os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen([*command, *(overrides or [])], cwd=APP, env={**os.environ, "PYTHONPATH": path})
+    while True:
+        try:
+            raise typer.Exit(process.wait())
+        except KeyboardInterrupt:  # it has got the same signal, and stops what it started
+            continue
+
+
+def federate(
+    directory: Annotated[Path, typer.Argument(help="where the app goes; it must not be there, or be empty")],
+) -> None:
+    """Write a Flower app of one's own: server, clients and settings, to be changed and to be run by `flwr run`.
+
+    Example: smi-fed federate my-federation
+    """
+    there = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    require(not there, "directory", str(directory), "a path where nothing is")
+    for name in ("server", "clients", "conf"):
+        shutil.copytree(APP / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(TEMPLATE, directory / "pyproject.toml")
+    print(
+        f"{directory}: a Flower app. Its settings are in conf/config.yaml; run it by\n  flwr run {directory} --stream"
+    )
