@@ -22,3 +22,5 @@ print("wheel imports:", smi_fed.__version__, type(smi_fed.models.build_model(spe
 PY
 "$scratch/venv/bin/smi-fed" demo --clients 2 --output demo experiment=smoke >demo.log 2>&1 || { cat demo.log; exit 1; }
 "$scratch/venv/bin/smi-fed" evaluate demo/student.safetensors --json
+"$scratch/venv/bin/smi-fed" federate mine >/dev/null
+"$scratch/venv/bin/flwr" build --app mine >build.log 2>&1 || { cat build.log; exit 1; }

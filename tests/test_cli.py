@@ -122,7 +122,7 @@ def test_an_app_of_ones_own_has_the_projects_keys_and_settings(place, call):
     assert {key: own[key] for key in ("components", "config")} == {key: ours[key] for key in ("components", "config")}
     assert set(own["fab-include"]) < set(ours["fab-include"])
     assert load_settings(place / "mine" / "conf", ["seed=3"]).seed == 3
-    compileall.compile_dir(place / "mine", quiet=2, force=True)
+    assert compileall.compile_dir(place / "mine", quiet=2, force=True)
     assert "directory: got 'mine', allowed: a path where nothing is" in call("federate", "mine", status=2)
 
 
