@@ -103,6 +103,19 @@ def checksums(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
     return sums
 
 
+def format_of(path: str | os.PathLike[str]) -> str:
+    """The format's name of a file of `save_tensors`, empty where it has none.
+
+    Raises:
+        FileFormatError: no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except SafetensorError as error:
+        raise FileFormatError(f"{path}: truncated or not a safetensors file ({error})") from error
+
+
 def load_tensors(
     path: str | os.PathLike[str], kind: str, version: int, *, verify: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -63,6 +63,10 @@ def test_from_a_model_to_images_to_a_student_to_its_accuracy(place, call):
     assert measured["images"] == 450
     assert len(measured["by_class"]) == 10
     assert 0 <= measured["accuracy"] <= 1
+    made = call("quantize", "student.safetensors", "--images", "images.safetensors", "--bits", "w4a8",
+                "--data", "digits", "--json")  # fmt: skip
+    assert (made["accuracy_before"], made["calibrated_on"]) == (measured["accuracy"], 6)
+    assert call("evaluate", made["file"], "--json")["accuracy"] == made["accuracy"]
     again = call("invert", "student.safetensors", *small)
     with torch.no_grad():
         said = student(SparseImages.load("images.safetensors").images).softmax(1)
@@ -91,12 +95,15 @@ def test_a_module_of_ones_own(place, call, name):
         (["invert", "tiny.json", "--weights", "random", "--method", "best"], "best"),
         (["show", "gone.safetensors"], "gone.safetensors"),
         (["distill", "tiny.json"], "--teacher and --images"),
+        (["quantize", "tiny.json", "--weights", "random"], "--images"),
+        (["evaluate", "broken.pt2"], "broken.pt2: "),
         (["evaluate", "tiny.json", "--weights", "random", "--data", "gone"], "--data: got 'gone'"),
         (["evaluate", "student.pt"], "student.pt"),
     ],
 )
 def test_what_cannot_be_is_one_line(place, call, words, says):
-    (place / "student.pt").write_bytes(b"no model")
+    for name in ("student.pt", "broken.pt2"):
+        (place / name).write_bytes(b"no model")
     said = call(*words, status=2).splitlines()
     assert says in said[-1]
     assert said[-1].startswith("smi-fed: ")
@@ -109,7 +116,7 @@ def test_a_students_file_needs_no_other_word(place, call):
 
 
 def test_help_has_an_example_of_each_command(call):
-    for command in ("invert", "show", "distill", "evaluate", "demo", "federate"):
+    for command in ("invert", "show", "distill", "quantize", "evaluate", "demo", "federate"):
         assert f"Example: smi-fed {command} " in " ".join(call(command, "--help").split())
 
 

@@ -12,6 +12,7 @@ import typer
 from smi_fed.checks import SettingError
 from smi_fed.cli.federating import demo, federate
 from smi_fed.cli.inverting import invert, show
+from smi_fed.cli.quantizing import quantize
 from smi_fed.cli.teaching import distill, evaluate
 from smi_fed.files import FileFormatError
 from smi_fed.inversion import DivergedError
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (invert, show, distill, evaluate, demo, federate):
+for command in (invert, show, distill, quantize, evaluate, demo, federate):
     app.command()(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,13 @@ import timm
 from torch import nn
 
 from smi_fed.checks import SettingError, read, require
-from smi_fed.files import FileFormatError
+from smi_fed.files import format_of, read_json
 from smi_fed.models import Classifier, ModelSpec, adapt, build_seeded
+from smi_fed.quantization import FORMAT as QUANTIZED
+from smi_fed.quantization import load_quantized
 from smi_fed.report import load_student
 
-FORMS = "a name of timm, a file of a student, a .json of a model spec, or module:function"
+FORMS = "a name of timm, a file of a student (quantized or not), a .json of a model spec, or module:function"
 
 
 def open_model(
@@ -29,8 +30,8 @@ def open_model(
     """A model in evaluation mode.
 
     Args:
-        name: of timm's; the path of a student that was written here; of a JSON file with the fields of
-            a `ModelSpec`; or `module:function`, where the function gives a module and is called
+        name: of timm's; the path of a student or of a quantized model that was written here; of a JSON file
+            with the fields of a `ModelSpec`; or `module:function`, where the function gives a module and is called
             with nothing. Modules are looked for in the working directory too.
         weights: pretrained (timm's, from the hub), random, or a file of weights; for a name or a spec.
         num_classes: of a name; None is that of the pretrained weights. Of a function's module where it does not tell.
@@ -41,7 +42,7 @@ def open_model(
         SettingError, FileFormatError: naming what cannot be.
     """
     if Path(name).is_file() and Path(name).suffix != ".json":
-        return load_student(name)
+        return load_quantized(name) if format_of(name) == QUANTIZED else load_student(name)
     if ":" in name and not Path(name).exists():
         return _called(name, num_classes, image_size)
     spec = _spec_of_file(name) if name.endswith(".json") else _spec_of_name(name, num_classes, image_size)
@@ -50,10 +51,7 @@ def open_model(
 
 
 def _spec_of_file(name: str) -> ModelSpec:
-    try:
-        fields = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{name}: {error}") from error
+    fields = read_json(name)
     require(isinstance(fields, dict), "model", name, "a JSON object with the fields of a ModelSpec")
     fields.pop("schema", None)
     return read(ModelSpec, fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -80,17 +80,21 @@ def evaluate(
     show_log()
     where, _ = choose_device(device)
     opened = open_model(model, weights, num_classes, image_size).to(where)
-    test = _test_images(data, opened)
-    right = predict(opened, test.images).argmax(1) == test.labels
+    tell(measured(opened, test_images(data, opened)), as_json)
+
+
+def measured(model: Classifier, test: ImageSet) -> dict[str, Any]:
+    """How often a model is right on images."""
+    right = predict(model, test.images).argmax(1) == test.labels
     by_class = {
         name: float(right[test.labels == place].float().mean())
         for place, name in enumerate(test.class_names)
         if bool((test.labels == place).any())
     }
-    tell({"images": len(test), "accuracy": float(right.float().mean()), "by_class": by_class}, as_json)
+    return {"images": len(test), "accuracy": float(right.float().mean()), "by_class": by_class}
 
 
-def _test_images(data: str, model: Classifier) -> ImageSet:
+def test_images(data: str, model: Classifier) -> ImageSet:
     """The images that a model of this spec is measured on."""
     spec: ModelSpec = model.spec
     embedded = data in ("digits", "shapes")

@@ -1,0 +1,59 @@
+"""`smi-fed quantize`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from smi_fed.checks import require
+from smi_fed.cli.inverting import AsJson, Classes, Model, Size, Weights
+from smi_fed.cli.models import open_model
+from smi_fed.cli.output import tell
+from smi_fed.cli.teaching import measured, test_images
+from smi_fed.files import writable_directory
+from smi_fed.progress import show_log
+from smi_fed.quantization import Bits, save_quantized
+from smi_fed.quantization import quantize as quantized
+from smi_fed.scores import NEAR_CHANCE
+from smi_fed.sparse_images import SparseImages
+
+log = logging.getLogger("smi_fed")
+
+
+def quantize(
+    model: Model,
+    images: Annotated[list[Path] | None, typer.Option(help="a file that invert wrote; once for each")] = None,
+    bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4: widths of weights and of activations")] = "w8a8",
+    output: Annotated[Path | None, typer.Option(help="where it goes; MODEL-BITS.safetensors by default")] = None,
+    data: Annotated[str, typer.Option(help="as of evaluate: measures the model before and after")] = "",
+    weights: Weights = "pretrained",
+    num_classes: Classes = None,
+    image_size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model after its training, calibrated on synthetic images. Integers are simulated: nothing is faster.
+
+    Example: smi-fed quantize student.safetensors --images images.safetensors --bits w4a8 --data digits
+    """
+    show_log()
+    require(bool(images), "--images", None, "a file that invert wrote, at least one")
+    widths = Bits.parse(bits)
+    opened = open_model(model, weights, num_classes, image_size)
+    test = test_images(data, opened) if data else None
+    path = output or Path(f"{Path(model.replace(':', '-')).stem}-{widths}.safetensors")
+    writable_directory(path.absolute().parent)
+    shown = torch.cat([SparseImages.load(each).images for each in images or []])
+    made = quantized(opened, shown, widths)
+    save_quantized(path, made)
+    found: dict[str, object] = {"bits": str(widths), "calibrated_on": len(shown), "file": str(path)}
+    if test is not None:
+        before, after = (measured(each, test)["accuracy"] for each in (opened, made))
+        if before < NEAR_CHANCE / opened.spec.num_classes:
+            log.warning("%s has %.1f %% before quantization, which is near chance: is it the model for these images, "
+                        "with their order of classes, mean and std?", model, 100 * before)  # fmt: skip
+        found |= {"accuracy_before": before, "accuracy": after}
+    tell(found, as_json)
