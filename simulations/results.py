@@ -16,7 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulations import compare, hostile, methods, owners, projection, rounds, scale, stragglers, warm_start, why_random
+from simulations import (
+    compare,
+    hostile,
+    methods,
+    owners,
+    projection,
+    rounds,
+    scale,
+    server_time,
+    stragglers,
+    warm_start,
+    why_random,
+)
 from simulations.runner import Study, Table, publication
 from simulations.runner.ledger import PROJECT
 from simulations.throughput.table import published
@@ -25,7 +37,7 @@ from smi_fed.progress import show_log
 from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
-_ALL = (compare, hostile, methods, owners, rounds, scale, stragglers, warm_start, why_random)
+_ALL = (compare, hostile, methods, owners, rounds, scale, server_time, stragglers, warm_start, why_random)
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
 

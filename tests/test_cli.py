@@ -2,7 +2,6 @@
 
 import compileall
 import json
-import subprocess
 import sys
 import tomllib
 
@@ -131,12 +130,3 @@ def test_an_app_of_ones_own_has_the_projects_keys_and_settings(place, call):
     assert load_settings(place / "mine" / "conf", ["seed=3"]).seed == 3
     assert compileall.compile_dir(place / "mine", quiet=2, force=True)
     assert "directory: got 'mine', allowed: a path where nothing is" in call("federate", "mine", status=2)
-
-
-@pytest.mark.slow
-def test_the_demo_runs_in_an_empty_folder(place):
-    words = ["demo", "--clients", "2", "--output", "out", "experiment=smoke"]
-    done = subprocess.run([sys.executable, "-m", "smi_fed.cli", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((place / "out" / "report.json").read_text())["status"] == "completed"
-    assert load_student(place / "out" / "student.safetensors")

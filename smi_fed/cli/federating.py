@@ -17,7 +17,8 @@ from smi_fed.config import CONF
 APP = CONF.parent
 """Where the Flower app and its launcher lie."""
 
-TEMPLATE = Path(__file__).with_name("app.toml")
+TEMPLATE = next((path for path in (APP / "deploy" / "app.toml",) if path.exists()), APP / "pyproject.toml")
+"""What an app of one's own is called and made of; installed, it is the launcher's own."""
 
 
 def demo(
