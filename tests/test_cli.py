@@ -115,7 +115,7 @@ def test_a_students_file_needs_no_other_word(place, call):
 
 
 def test_help_has_an_example_of_each_command(call):
-    for command in ("invert", "show", "distill", "quantize", "evaluate", "demo", "federate"):
+    for command in ("invert", "show", "distill", "quantize", "evaluate", "audit", "demo", "federate"):
         assert f"Example: smi-fed {command} " in " ".join(call(command, "--help").split())
 
 

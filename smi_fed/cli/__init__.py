@@ -10,6 +10,7 @@ import sys
 import typer
 
 from smi_fed.checks import SettingError
+from smi_fed.cli.auditing import audit
 from smi_fed.cli.federating import demo, federate
 from smi_fed.cli.inverting import invert, show
 from smi_fed.cli.quantizing import quantize
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (invert, show, distill, quantize, evaluate, demo, federate):
+for command in (invert, show, distill, quantize, evaluate, audit, demo, federate):
     app.command()(command)
 
 

@@ -1,0 +1,60 @@
+"""Do synthetic images show training images? Nearest training against nearest held-out neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WINDOW, LUMINANCE, CONTRAST = 7, 0.01**2, 0.03**2
+"""Pixels of a window, and constants of SSIM for images in [0, 1] (Wang et al., 2004)."""
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How near synthetic images are to what a model was trained on, and to what it was not.
+
+    Attributes:
+        nearer: share of them whose nearest neighbour is a training image, where both are equally many; 0.5 is chance.
+        training, held_out: mean similarity of the nearest; SSIM in [-1, 1], or the cosine of features.
+    """
+
+    nearer: float
+    training: float
+    held_out: float
+
+
+def nearness(training: Tensor, held_out: Tensor) -> Nearness:
+    """From similarities (m, n) of m synthetic images to training and to held-out ones; of both as many count."""
+    count = min(training.shape[1], held_out.shape[1])
+    own, other = (each[:, :count].max(1).values for each in (training, held_out))
+    nearer = (own > other).double() + (own == other).double() / 2
+    return Nearness(float(nearer.mean()), float(own.mean()), float(other.mean()))
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity of every image of (m, c, h, w) to every one of (n, c, h, w), in [0, 1]: (m, n).
+
+    With even windows, as the mean over windows and channels.
+    """
+    means, squares = zip(*(_moments(each) for each in (first, second)), strict=True)
+    rows = []
+    for place in range(len(first)):  # one row at a time, so that memory stays small
+        together = F.avg_pool2d(first[place] * second, WINDOW, 1).flatten(1)
+        a, b = means[0][place], means[1]
+        covariance, spread = together - a * b, squares[0][place] - a**2 + squares[1] - b**2
+        value = (2 * a * b + LUMINANCE) * (2 * covariance + CONTRAST)
+        rows.append((value / ((a**2 + b**2 + LUMINANCE) * (spread + CONTRAST))).mean(1))
+    return torch.stack(rows)
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and mean squares of all windows (n, windows)."""
+    return F.avg_pool2d(images, WINDOW, 1).flatten(1), F.avg_pool2d(images**2, WINDOW, 1).flatten(1)
+
+
+def cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine of every row of (m, d) with every row of (n, d): (m, n)."""
+    return F.normalize(first, dim=1) @ F.normalize(second, dim=1).T

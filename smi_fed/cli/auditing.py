@@ -1,0 +1,56 @@
+"""`smi-fed audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from smi_fed.audit import AuditConfig, audited
+from smi_fed.audit.worlds import Recipe
+from smi_fed.checks import require
+from smi_fed.cli.inverting import AsJson
+from smi_fed.cli.output import tell
+from smi_fed.config import CONF, load_settings
+from smi_fed.data import load_images
+from smi_fed.devices import own_threads
+from smi_fed.files import write_json
+from smi_fed.models import build_seeded
+from smi_fed.pipeline import PipelineConfig
+from smi_fed.progress import show_log
+from smi_fed.tokens import is_token_model
+
+
+def audit(
+    changes: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings of a run")] = None,
+    worlds: Annotated[int, typer.Option(min=4, help="models that are trained, each on half of the examples")] = 16,
+    canaries: Annotated[int, typer.Option(min=0, help="examples with a wrong label, whom memory alone can know")] = 50,
+    arch: Annotated[str, typer.Option(help="a name under model.clients; the first one by default")] = "",
+    statistics: Annotated[bool, typer.Option(help="clients send feature statistics")] = True,
+    counts: Annotated[bool, typer.Option(help="clients send label counts")] = True,
+    output: Annotated[Path | None, typer.Option(help="a JSON file for what was found")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what models, their synthetic images and their students tell of single training examples.
+
+    Many models are trained with one's own settings, each on half of the data; each is inverted and distilled, and
+    attacked by what is known of the others (LiRA). Tells whether members can be told from others, and whether
+    synthetic images lie nearer to training images than to others.
+
+    Example: smi-fed audit --worlds 16 client.training.steps=400 --json
+    """
+    show_log()
+    torch.set_num_threads(own_threads())
+    settings = load_settings(CONF, changes or [])
+    data, test = load_images(settings.data)
+    require(canaries <= len(data) // 2, "--canaries", canaries, f"at most half of the {len(data)} examples")
+    model = settings.model.of_client(0, arch or None)
+    known = statistics and settings.inversion.statistics > 0 and is_token_model(build_seeded(model, 0).backbone)
+    pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
+    recipe = Recipe(model, settings.model.student, settings.client.training, pipeline, known, counts)
+    found = audited(recipe, data, test, AuditConfig(worlds, canaries), settings.seed).plain()
+    if output is not None:
+        write_json(output, found)
+    tell(found, as_json)
