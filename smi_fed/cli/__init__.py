@@ -37,7 +37,7 @@ def main() -> None:
         print(f"smi-fed: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("smi-fed: interrupted; the same command goes on where it was", file=sys.stderr)
+        print("smi-fed: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
