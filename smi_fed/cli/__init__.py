@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 import typer
 
 from smi_fed.checks import SettingError
@@ -15,16 +16,27 @@ from smi_fed.cli.federating import demo, federate
 from smi_fed.cli.inverting import invert, show
 from smi_fed.cli.quantizing import quantize
 from smi_fed.cli.teaching import distill, evaluate
+from smi_fed.devices import own_threads
 from smi_fed.files import FileFormatError
 from smi_fed.inversion import DivergedError
+from smi_fed.progress import show_log
 
 app = typer.Typer(
     name="smi-fed",
     help="Synthetic images from models, and students from synthetic images. Each command's --help has an example.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
 )
+
+
+@app.callback()
+def prepare() -> None:
+    """Before each command: as many threads as suit this machine, and progress on stderr."""
+    torch.set_num_threads(own_threads())
+    show_log()
+
+
 for command in (invert, show, distill, quantize, evaluate, audit, demo, federate):
     app.command()(command)
 
@@ -39,7 +51,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("smi-fed: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

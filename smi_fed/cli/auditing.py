@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from smi_fed.audit import AuditConfig, audited
 from smi_fed.audit.worlds import Recipe
 from smi_fed.checks import require
-from smi_fed.cli.inverting import AsJson
+from smi_fed.cli.inverting import AsJson, Changes
 from smi_fed.cli.output import tell
 from smi_fed.config import CONF, load_settings
 from smi_fed.data import load_images
-from smi_fed.devices import own_threads
 from smi_fed.files import write_json
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.progress import show_log
 from smi_fed.tokens import is_token_model
 
 
 def audit(
-    changes: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings of a run")] = None,
+    changes: Changes = None,
     worlds: Annotated[int, typer.Option(min=4, help="models that are trained, each on half of the examples")] = 16,
     canaries: Annotated[int, typer.Option(min=0, help="examples with a wrong label, whom memory alone can know")] = 50,
     arch: Annotated[str, typer.Option(help="a name under model.clients; the first one by default")] = "",
@@ -37,12 +34,10 @@ def audit(
 
     Many models are trained with one's own settings, each on half of the data; each is inverted and distilled, and
     attacked by what is known of the others (LiRA). Tells whether members can be told from others, and whether
-    synthetic images lie nearer to training images than to others.
+    synthetic images lie nearer to training images than to others. KEY=VALUE changes a setting of conf/config.yaml.
 
     Example: smi-fed audit --worlds 16 client.training.steps=400 --json
     """
-    show_log()
-    torch.set_num_threads(own_threads())
     settings = load_settings(CONF, changes or [])
     data, test = load_images(settings.data)
     require(canaries <= len(data) // 2, "--canaries", canaries, f"at most half of the {len(data)} examples")

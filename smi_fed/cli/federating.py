@@ -22,7 +22,7 @@ TEMPLATE = next((path for path in (APP / "deploy" / "app.toml",) if path.exists(
 
 
 def demo(
-    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings, such as seed=1")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     output: Annotated[Path, typer.Option(help="where report, student and pictures go")] = Path("smi-fed-demo"),
     clients: Annotated[int, typer.Option(min=2, help="simulated clients")] = 4,
 ) -> None:
@@ -41,9 +41,11 @@ def demo(
 
 
 def federate(
-    directory: Annotated[Path, typer.Argument(help="where the app goes; it must not be there, or be empty")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY")],
 ) -> None:
     """Write a Flower app of one's own: server, clients and settings, to be changed and to be run by `flwr run`.
+
+    DIRECTORY must not be there, or be empty.
 
     Example: smi-fed federate my-federation
     """

@@ -23,20 +23,18 @@ from smi_fed.inversion import InversionConfig, StopSchedule
 from smi_fed.inversion.engine import trajectories
 from smi_fed.inversion.flops import spent_flops, trajectory_flops
 from smi_fed.models import Classifier
-from smi_fed.progress import Bar, show_inversion, show_log
+from smi_fed.progress import Bar, show_inversion
 from smi_fed.report import plot_images
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import predict
 
-Model = Annotated[
-    str, typer.Argument(help="a name of timm, a student's file, a .json of a model spec, or module:function")
-]
+Model = Annotated[str, typer.Argument(metavar="MODEL")]
 Weights = Annotated[str, typer.Option(help="of a name or a spec: pretrained, random, or a file of weights")]
 Classes = Annotated[int | None, typer.Option(help="number of classes, where the model does not tell")]
 Size = Annotated[int | None, typer.Option(help="image size in pixels, where the model does not tell")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-Changes = Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings, such as iterations=100")]
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 
 
 def invert(
@@ -57,18 +55,18 @@ def invert(
 ) -> None:
     """Make synthetic images of what a model has learnt, spending time on its important patches alone.
 
-    A command that was stopped goes on where it was, to the same images.
+    MODEL is a name of timm, a student's file, a .json of a model spec, or module:function. KEY=VALUE changes a setting
+    of the method. A command that was stopped goes on where it was, to the same images.
 
     Example: smi-fed invert deit_tiny_patch16_224 --images 8 --classes 207,281 iterations=400
     """
-    show_log()
     config = _settings(method, changes or [])
     where, _ = choose_device(device)
     writable_directory(output.absolute().parent)
     opened = open_model(model, weights, num_classes, image_size).to(where)
     targets = _targets(classes, trajectories(opened, config, images), opened.spec.num_classes)
     begin, spent, checkpoint = time.perf_counter(), dict[int, int](), output.with_suffix(".checkpoint")
-    with Bar(f"inversion of {model}", config.iterations) as bar:
+    with Bar(f"inversion of {Path(model).name}", config.iterations) as bar:
 
         def told(now: inversion.InversionProgress) -> None:
             spent.update(now.spent)
@@ -79,7 +77,7 @@ def invert(
         ).select(slice(images))
     found.save(output)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    drawn = _draw(found, output.with_suffix(".png"), model, _names(opened))
+    drawn = _draw(found, output.with_suffix(".png"), Path(model).name, _names(opened))
     tell(_measured(opened, found, config, spent, len(targets)) | {
         "seconds": time.perf_counter() - begin, "file": str(output), "picture": str(drawn),
     }, as_json)  # fmt: skip

@@ -15,7 +15,6 @@ from smi_fed.cli.models import open_model
 from smi_fed.cli.output import tell
 from smi_fed.cli.teaching import measured, test_images
 from smi_fed.files import writable_directory
-from smi_fed.progress import show_log
 from smi_fed.quantization import Bits, save_quantized
 from smi_fed.quantization import quantize as quantized
 from smi_fed.scores import NEAR_CHANCE
@@ -37,9 +36,10 @@ def quantize(
 ) -> None:
     """Quantize a model after its training, calibrated on synthetic images. Integers are simulated: nothing is faster.
 
+    MODEL is as that of invert.
+
     Example: smi-fed quantize student.safetensors --images images.safetensors --bits w4a8 --data digits
     """
-    show_log()
     require(bool(images), "--images", None, "a file that invert wrote, at least one")
     widths = Bits.parse(bits)
     opened = open_model(model, weights, num_classes, image_size)

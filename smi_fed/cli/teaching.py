@@ -11,7 +11,7 @@ import typer
 
 from smi_fed import distillation
 from smi_fed.checks import require
-from smi_fed.cli.inverting import AsJson, Classes, Device, Model, Size, Weights
+from smi_fed.cli.inverting import AsJson, Changes, Classes, Device, Model, Size, Weights
 from smi_fed.cli.models import open_model
 from smi_fed.cli.output import tell
 from smi_fed.config import CONF, load_settings
@@ -19,15 +19,15 @@ from smi_fed.data import DataConfig, ImageSet, load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory
 from smi_fed.models import Classifier, ModelSpec
-from smi_fed.progress import Bar, show_log
+from smi_fed.progress import Bar
 from smi_fed.report import save_student
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import predict
 
 
 def distill(
-    student: Annotated[str, typer.Argument(help="as MODEL of invert; a .json of a spec says its size")],
-    changes: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the settings, such as steps=300")] = None,
+    student: Annotated[str, typer.Argument(metavar="STUDENT")],
+    changes: Changes = None,
     teacher: Annotated[list[str] | None, typer.Option(help="a model, as MODEL of invert; once for each")] = None,
     images: Annotated[list[Path] | None, typer.Option(help="a file that invert wrote; once for each")] = None,
     output: Annotated[Path, typer.Option(help="where the student goes")] = Path("student.safetensors"),
@@ -39,9 +39,10 @@ def distill(
 ) -> None:
     """Teach a student what teachers say of synthetic images.
 
+    STUDENT is as MODEL of invert; a .json of a spec says its size. KEY=VALUE changes a setting of the distillation.
+
     Example: smi-fed distill small.json --teacher deit_tiny_patch16_224 --images images.safetensors steps=300
     """
-    show_log()
     require(bool(teacher and images), "--teacher and --images", None, "one of each at least")
     config = load_settings(CONF, [f"distillation.{each}" for each in changes or []]).distillation
     where, _ = choose_device(device)
@@ -73,11 +74,11 @@ def evaluate(
 ) -> None:
     """Measure a model on images: how often it is right, overall and for each class.
 
-    Of digits and shapes it is the test split; of a directory its test split, or a quarter where it has none.
+    MODEL is as that of invert. Of digits and shapes it is the test split; of a directory its test split, or a quarter
+    where it has none.
 
     Example: smi-fed evaluate student.safetensors --data digits
     """
-    show_log()
     where, _ = choose_device(device)
     opened = open_model(model, weights, num_classes, image_size).to(where)
     tell(measured(opened, test_images(data, opened)), as_json)
