@@ -27,7 +27,6 @@ compare: $(READY)
 
 # Hours, in pieces of minutes; goes on where it was stopped. The core comes first.
 study: $(READY)
-	@$(BIN)/python -m simulations.convergence --seeds 100 --conditions tuning
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2
 	@$(BIN)/python -m simulations.baselines --seeds 0 1 2
 	@$(BIN)/python -m simulations.schedule --seeds 0 1 2

@@ -2,8 +2,8 @@
 
 The same trained clients are inverted by each method at several iterations *and* numbers of images,
 for many images from few iterations are the cheapest dense, and a student is distilled from each.
-The picture is the student's accuracy over the seconds of inversion and over the server's. Each
-method's learning rate is the best of as many others on a seed of its own: `--conditions tuning --seeds 100`.
+The picture is the student's accuracy over the seconds of inversion and over the server's.
+`--conditions tuning --seeds 100` tries as many learning rates for each method, on a seed of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "rebirth at random": (*REBIRTH, "inversion.selection=random"),
 }
 RATES: dict[str, float] = dict.fromkeys(METHODS, 0.1)
-"""Of each method the best of `TRIED` under `TUNING`."""
+"""Of each method; `--conditions tuning` says which of `TRIED` is its best, to be entered here. Not tuned yet."""
 
 TRIED, TUNED_AT = (0.05, 0.1, 0.2), (10, 200)
 ITERATIONS, IMAGES = (5, 10, 20), (100, 400)

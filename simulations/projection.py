@@ -40,6 +40,7 @@ class Assumptions:
         images: synthetic images of each teacher.
         iterations, schedule: of an inversion.
         passes: how often the student sees each image.
+        batch: views of a step.
         others: teachers that are asked of an image beside its own.
         bytes_per_weight: on the wire, on disk and in memory.
         rate: FLOP/s that an accelerator sustains, in inversion and distillation alike.
@@ -56,6 +57,7 @@ class Assumptions:
     iterations: Count = 20
     schedule: str = "5:0.25,10:0.33,15:0.5"
     passes: Count = 10
+    batch: Count = 64
     others: Count = 7
     bytes_per_weight: Count = 4
     rate: Positive = 1.5e14
@@ -104,15 +106,17 @@ def parts(assumed: Assumptions, size: Sizes) -> list[Part]:
     """What the server does, and how the loading of teachers would be if each were loaded once."""
     a, model = assumed, assumed.bytes_per_weight * size.weights
     images, asked = a.clients * a.images, 1 + min(a.others, a.clients - 1)
-    blocks = math.ceil(images / max(1, BLOCK_BYTES // (4 * size.numbers)))
-    loads = blocks * min(a.clients, asked * images / blocks)
+    views, steps = a.passes * images, max(1, BLOCK_BYTES // (4 * size.numbers * a.batch))
+    blocks = math.ceil(views / (steps * a.batch))
+    loads = blocks * min(a.clients, asked * views / blocks)
     shown = 4.0 * images * size.numbers
     return [
         Part("models arrive", bytes=a.clients * model, per_second=a.link),
         Part("inversion", a.clients * a.trajectories * size.trajectory, a.accelerators),
-        Part("teachers answer, once of each image", images * asked * size.forward, a.accelerators),
-        Part("student's steps", 3.0 * a.passes * images * size.forward),
+        Part("student's steps", 3.0 * views * size.forward),
+        Part("teachers answer every view, as it is built", views * asked * size.forward),
         Part("loading teachers, block by block as it is built", bytes=loads * model, per_second=a.disk),
+        Part("teachers answer, if asked once of each image", images * asked * size.forward, a.accelerators),
         Part("loading teachers, if each were loaded once", bytes=a.clients * model, per_second=a.disk),
         Part("loading images for that, of each teacher asked", bytes=asked * shown, per_second=a.disk),
     ]

@@ -68,9 +68,11 @@ def quantize(model: Classifier, images: Tensor, bits: Bits) -> Classifier:
         A classifier of images in [0, 1], which `save_quantized` writes.
 
     Raises:
-        SettingError: no torchao, fewer than two images, or images of another shape.
+        SettingError: no torchao, a module of `adapt`, which no file could name, fewer than two images, or images of
+            another shape.
     """
     require(find_spec("torchao") is not None, "quantize", "no torchao", "pip install 'smi-fed[quantize]'")
+    require(not model.spec.name.startswith("adapted:"), "model", model.spec.name, "a model that a file can name again")
     shape = (len(model.mean), *model.image_size)
     good = images.ndim == 4 and tuple(images.shape[1:]) == shape and len(images) >= 2
     require(good, "images", tuple(images.shape), f"(b, {', '.join(map(str, shape))}) with b >= 2")
@@ -110,6 +112,13 @@ def _quantizer(bits: Bits) -> Any:
     from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
+    class Histogram(HistogramObserver):
+        """Chooses its range for as many levels as there will be; torchao's own is for those of the dtype."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.dst_nbins = 2**bits.activations
+
     most = 2 ** (bits.weights - 1) - 1
     weights = QuantizationSpec(
         dtype=torch.int8, quant_min=-most, quant_max=most, qscheme=torch.per_channel_symmetric, ch_axis=0,
@@ -117,7 +126,7 @@ def _quantizer(bits: Bits) -> Any:
     )  # fmt: skip
     inputs = QuantizationSpec(
         dtype=torch.uint8, quant_min=0, quant_max=2**bits.activations - 1, qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=SMALLEST),
+        observer_or_fake_quant_ctr=Histogram.with_args(eps=SMALLEST),
     )  # fmt: skip
     quantized: set[Callable[..., Any]] = {torch.ops.aten.linear.default, torch.ops.aten.conv2d.default}
 
@@ -154,13 +163,8 @@ class _Graph(nn.Module):
 
 
 def save_quantized(path: str | os.PathLike[str], model: Classifier) -> None:
-    """Write what `quantize` made as safetensors, atomically: float weights, and what was observed in calibrating.
-
-    Raises:
-        SettingError: a model that cannot be built again from its spec.
-    """
+    """Write what `quantize` made as safetensors, atomically: float weights, and what was observed in calibrating."""
     assert isinstance(model.backbone, _Graph)
-    require(not model.spec.name.startswith("adapted:"), "model", model.spec.name, "what build_model built")
     about = {"spec": model.spec.to_json(), "bits": str(model.backbone.bits)}
     save_tensors(path, model.backbone.observed, FORMAT, VERSION, **about)
 

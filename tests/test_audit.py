@@ -8,7 +8,7 @@ import torch
 
 from smi_fed.audit import AuditConfig, audited, confidences, leak_of, likelihood_ratios
 from smi_fed.audit.nearest import WINDOW, cosines, nearness, ssim
-from smi_fed.audit.worlds import Recipe, memberships, with_canaries
+from smi_fed.audit.worlds import Recipe, _ratios, memberships, with_canaries
 from smi_fed.data import ImageSet
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
@@ -32,8 +32,11 @@ def test_confidence_is_the_log_odds_of_the_own_class():
 def test_the_ratio_is_that_of_two_gaussians():
     seen, shadows = torch.randn(4, generator=drawn()).double(), torch.randn(6, 4, generator=drawn(1)).double()
     inside = memberships(6, 4, drawn(2))
+    inside[:, 0] = torch.arange(6) < 2  # of the four without it the first two count
+    counted = torch.ones_like(inside)
+    counted[4:, 0] = False
     expected = torch.zeros(4).double()
-    for sign, chosen in ((1, inside), (-1, ~inside)):
+    for sign, chosen in ((1, inside & counted), (-1, ~inside & counted)):
         means = [shadows[chosen[:, n], n].mean() for n in range(4)]
         variance = fmean(
             float((shadows[row, n] - means[n]) ** 2) for n in range(4) for row in range(6) if chosen[row, n]
@@ -44,6 +47,12 @@ def test_the_ratio_is_that_of_two_gaussians():
     torch.testing.assert_close(likelihood_ratios(seen, shadows, inside), expected)
     with pytest.raises(ValueError, match="each example inside of one model at least"):
         likelihood_ratios(seen, shadows, torch.ones_like(inside))
+
+
+@pytest.mark.parametrize("worlds", [4, 6, 16])
+def test_where_nothing_leaks_nothing_is_found(worlds):
+    seen, inside = torch.randn(worlds, 3000, generator=drawn()).double(), memberships(worlds, 3000, drawn(1))
+    assert leak_of(_ratios(seen, inside).flatten(), inside.flatten()).auc == pytest.approx(0.5, abs=0.015)
 
 
 def test_a_leak_is_judged_where_few_others_are_taken_for_members():

@@ -4,12 +4,16 @@ import compileall
 import json
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from smi_fed.cli import main
+from smi_fed.checks import SettingError, read
+from smi_fed.cli import main, teaching
 from smi_fed.config import CONF, load_settings
+from smi_fed.models import ModelSpec, build_model
 from smi_fed.report import load_student, save_student
 from smi_fed.sparse_images import SparseImages
 from tests.models import small_spec, small_vit
@@ -92,6 +96,10 @@ def test_a_module_of_ones_own(place, call, name):
         (["invert", "tiny.json", "--weights", "random", "iteration=3"], "iteration"),
         (["invert", "tiny.json", "--weights", "gone.safetensors"], "gone.safetensors"),
         (["invert", "tiny.json", "--weights", "random", "--method", "best"], "best"),
+        (["invert", "tiny.json", "--weights", "random", "--output", "x.png"], "--output: got 'x.png'"),
+        (["invert", "tiny.json", "--num-classes", "3"], "--num-classes: got 3, allowed: nothing: the spec says it"),
+        (["invert", "deit_tiny_patch16_224.nosuch"], "model: got 'deit_tiny_patch16_224.nosuch'"),
+        (["distill", "tiny.json", "--teacher", "x", "--images", "y", "ensemble=class"], "ensemble: got 'class'"),
         (["show", "gone.safetensors"], "gone.safetensors"),
         (["distill", "tiny.json"], "--teacher and --images"),
         (["quantize", "tiny.json", "--weights", "random"], "--images"),
@@ -112,6 +120,25 @@ def test_a_students_file_needs_no_other_word(place, call):
     save_student("kept.safetensors", small_vit())
     said = call("evaluate", "kept.safetensors", status=2)
     assert f"one with {small_spec().num_classes}" in said
+    said = call("evaluate", "kept.safetensors", "--weights", "random", status=2)
+    assert "--weights: got 'random', allowed: nothing: the file says it" in said
+
+
+def test_classes_of_a_folder_are_in_the_models_order(place):
+    for name, value in (("cat", 0), ("dog", 255)):
+        (place / "pets" / "test" / name).mkdir(parents=True)
+        (place / "pets" / "train" / name).mkdir(parents=True)
+        for part in ("train", "test"):
+            for number in range(3):
+                Image.new("L", (SIZE, SIZE), value).save(place / "pets" / part / name / f"{number}.png")
+    spec = read(ModelSpec, SPEC | {"num_classes": 2, "class_names": ["dog", "cat"]})
+    found = teaching.test_images("pets", build_model(spec))
+    bright = found.images[torch.arange(len(found))].mean((1, 2, 3)) > 0.5
+    assert found.class_names == ("dog", "cat")
+    assert torch.equal(found.labels == 0, bright)
+    other = build_model(replace(spec, class_names=("dog", "cow")))
+    with pytest.raises(SettingError, match="--data: got"):
+        teaching.test_images("pets", other)
 
 
 def test_help_has_an_example_of_each_command(call):

@@ -8,7 +8,6 @@ One file a method; every student that is distilled has the same architecture, op
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -20,14 +19,16 @@ from server.run import FederatedRun
 from simulations.baselines import report
 from simulations.baselines.dense import distill_by_generator
 from simulations.baselines.feddf import public_pictures
+from simulations.convergence import METHODS as CONVERGENCE
 from simulations.convergence import SMOKE
 from simulations.local_clients import check_clients
 from simulations.local_grid import InProcessGrid
 from simulations.methods import clients_on, clock, invert_all
 from simulations.runner import Cell, Line, Page, Study, command
+from simulations.runner.ledger import digest
 from smi_fed.config import Settings, join_overrides
 from smi_fed.data import load_images
-from smi_fed.files import write_json
+from smi_fed.files import read_json, write_json
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import TrainedTeacher, distill_student, seeded
 from smi_fed.scores import ensemble_accuracy
@@ -35,7 +36,7 @@ from smi_fed.sparse_images import SparseImages
 from smi_fed.training import accuracy
 
 CLIENTS, IMAGES, ROUNDS = 4, 400, 5
-INVERTED = (f"server.images_per_teacher={IMAGES}", "inversion.iterations=20")
+ITERATIONS, INVERTED = 20, f"server.images_per_teacher={IMAGES}"
 
 
 class Baseline(NamedTuple):
@@ -45,7 +46,10 @@ class Baseline(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-AVERAGED = ("model=digits_homogeneous", "strategy.distillation=false", f"strategy.rounds={ROUNDS}")
+AVERAGED = (
+    "model=digits_homogeneous", "strategy.distillation=false", f"strategy.rounds={ROUNDS}",
+    f"client.training.steps={400 // ROUNDS}",
+)  # fmt: skip
 METHODS: dict[str, Baseline] = {
     "alone": Baseline("nobody"),
     "ensemble": Baseline("all models at every use"),
@@ -59,8 +63,10 @@ METHODS: dict[str, Baseline] = {
     ),
     "FedDF": Baseline("public pictures", ("distillation.ensemble=uniform",)),
     "DENSE": Baseline("models, and examples a class"),
-    "FedMITR": Baseline("models, and examples a class", ("inversion=attention", *INVERTED, "distillation=relabelled")),
-    "ours": Baseline("models, and examples a class", ("inversion=rebirth", *INVERTED)),
+    "FedMITR": Baseline(
+        "models, and examples a class", (*CONVERGENCE["attention"], INVERTED, "distillation=relabelled")
+    ),
+    "ours": Baseline("models, and examples a class", (*CONVERGENCE["rebirth"], INVERTED)),
 }
 BOTH_WAYS = ("bytes_from_client", "bytes_to_client")
 IN_THE_APP = ("FedAvg", "FedProx", "class statistics")
@@ -111,19 +117,21 @@ def measure(settings: Settings, cell: Cell) -> Line:
 def images_of(settings: Settings, cell: Cell, teachers: list[TrainedTeacher]) -> list[SparseImages]:
     """What the student is shown; public pictures are shared out among the clients, as many in all."""
     if cell["method"] != "FedDF":
-        return invert_all(settings, teachers, settings.inversion.iterations, 1, cell.device)[0]
+        return invert_all(settings, teachers, ITERATIONS, 1, cell.device)[0]
     public = public_pictures(settings, IMAGES * CLIENTS, seeded(settings.seed, 2))
     return [public.select(slice(number, None, CLIENTS)) for number in range(CLIENTS)]
 
 
-def timed_clients(settings: Settings, cell: Cell) -> tuple[list[TrainedTeacher], float]:
-    """The clients, and the seconds of their training, which are kept beside them."""
-    begin = clock(cell.device)
+def timed_clients(settings: Settings, cell: Cell) -> tuple[list[TrainedTeacher], float | None]:
+    """The clients, and the seconds of their training, kept beside them; None where a run was killed before that."""
+    place = cell.output / "clients"
+    before, begin = set(place.glob("*.safetensors")), clock(cell.device)
     teachers = clients_on(settings, cell, CLIENTS)
-    took, path = clock(cell.device) - begin, cell.output / "clients" / f"seconds-{settings.seed}-{cell['smoke']}.json"
-    if not path.exists():
+    took, made = clock(cell.device) - begin, set(place.glob("*.safetensors")) - before
+    path = place / f"seconds-{digest([each.digest for each in teachers])}.json"
+    if len(made) == CLIENTS:
         write_json(path, {"seconds": took})
-    return teachers, float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+    return teachers, float(read_json(path)["seconds"]) if path.exists() else None
 
 
 def in_the_app(settings: Settings, cell: Cell) -> Line:

@@ -5,9 +5,11 @@ clients' ensemble names as what they were made for (cross-entropy), and on which
 ensemble disagree (the negative KL divergence where their classes differ). What it made last joins
 a pool, from which the student learns the ensemble's answers.
 
-Deviations: clients without BatchNorm have no running statistics, so the loss over them is
-missing; the ensemble is weighted as everywhere here and not evenly; the student's optimiser and
-its steps are those of all other methods, so that there are fewer epochs (30 for 200).
+Deviations: the generator is told the class, and its probabilities are averaged and not logits. The
+student sees its images as they are, where other methods shift and mix them. Clients without
+BatchNorm have no running statistics, so the loss over them is missing. The ensemble is weighted as
+everywhere here and not evenly. The student's optimiser and its steps are those of all other
+methods, so that there are fewer epochs (30 for 200).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ NOISE, EPOCHS, GENERATOR_STEPS, ADVERSARIAL, RATE = 100, 30, 10, 0.5, 1e-3
 
 
 class Generator(nn.Module):
-    """From noise (b, NOISE) and classes (b,) to images (b, channels, size, size) in [0, 1], as DENSE's for CIFAR.
+    """From noise (b, NOISE) and classes (b,) to images (b, channels, size, size) in [0, 1], with DENSE's layers.
 
     Args:
         size: of the images, a multiple of 4.

@@ -1,11 +1,12 @@
 """FedDF: distillation on public pictures (Lin et al., NeurIPS 2020, algorithm 1), for one round.
 
-The student learns the clients' mean logits on pictures that need no labels. What is public here are
+The student learns what the clients say together on pictures that need no labels. What is public here are
 the shapes of `data=shapes`, in grey for digits: unlike what clients have, as public pictures mostly
 are.
 
-Deviations: the student starts at random, since its architecture is nobody's, and not from an
-average; its optimiser and steps are those of all other methods.
+Deviations: softened probabilities are averaged, and not logits, as everywhere here. The student
+starts at random, since its architecture is nobody's, and not from an average. Its optimiser and
+steps are those of all other methods.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from simulations.methods.report import spread
@@ -30,7 +31,7 @@ def table(lines: Lines) -> list[Table]:
         own = [line for line in lines if line["method"] == method]
         if not own:
             continue
-        client, server, sent = (statistics.fmean(line[key] for line in own)
+        client, server, sent = (_mean([line[key] for line in own if line[key] is not None])
                                 for key in ("client_seconds", "server_seconds", "bytes"))  # fmt: skip
         scores = spread([100 * line["accuracy"] for line in own])
         if "best" in own[0]:
@@ -38,3 +39,7 @@ def table(lines: Lines) -> list[Table]:
         costs = [f"{client:.0f}", f"{server:.0f}", f"{sent / 1e6:.2g}"]
         rows.append([method, scores, *costs, KNOWS[method], baseline.needs])
     return [Table(f"four clients, Dirichlet(0.3), seeds {seeds_of(lines)}", rows)]
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else math.nan

@@ -27,6 +27,8 @@ from smi_fed.sparse_images import SparseImages
 from smi_fed.training import predict, train
 from smi_fed.training_config import TrainingConfig
 
+Device = torch.device
+CPU = Device("cpu")
 HELD_BY = ("model", "student")
 
 
@@ -103,7 +105,9 @@ def memberships(worlds: int, examples: int, generator: torch.Generator) -> Tenso
     return order < worlds // 2
 
 
-def audited(recipe: Recipe, data: ImageSet, test: ImageSet, config: AuditConfig, seed: int = 0) -> Audit:
+def audited(
+    recipe: Recipe, data: ImageSet, test: ImageSet, config: AuditConfig, seed: int = 0, device: Device = CPU
+) -> Audit:
     """Train, invert and distill in every world, and attack each with the others.
 
     Args:
@@ -117,7 +121,7 @@ def audited(recipe: Recipe, data: ImageSet, test: ImageSet, config: AuditConfig,
     near: dict[str, list[Nearness]] = {"ssim": [], "features": []}
     with Bar("audit", config.worlds, unit="world") as bar:
         for number, members in enumerate(inside):
-            model, images, student = _world(recipe, marked.select(members.nonzero()[:, 0]), seed, number)
+            model, images, student = _world(recipe, marked.select(members.nonzero()[:, 0]), seed, number, device)
             for held, network in (("model", model), ("student", student)):
                 seen[held].append(confidences(predict(network, marked.images), marked.labels))
                 hits = predict(network, test.images).argmax(1) == test.labels
@@ -136,15 +140,17 @@ def audited(recipe: Recipe, data: ImageSet, test: ImageSet, config: AuditConfig,
     )  # fmt: skip
 
 
-def _world(recipe: Recipe, data: ImageSet, seed: int, number: int) -> tuple[Classifier, SparseImages, Classifier]:
+def _world(
+    recipe: Recipe, data: ImageSet, seed: int, number: int, device: Device
+) -> tuple[Classifier, SparseImages, Classifier]:
     """A trained model, its images and their student."""
-    model = build_seeded(recipe.model, seed * 1_000_003 + number)
+    model = build_seeded(recipe.model, seed * 1_000_003 + number).to(device)
     train(model, data, recipe.training, generator=seeded(seed, 3, number))
     counts = tuple(data.label_counts().tolist()) if recipe.counts else None
     known = feature_statistics(model, data.images.split(256)) if recipe.statistics else None
     teacher = TrainedTeacher(f"world {number}", model, len(data), counts, known)
     images, _ = invert_teacher(teacher, 0, recipe.pipeline, seeded(seed, 4, number), show=lambda _: None)
-    student = build_seeded(recipe.student, seed)
+    student = build_seeded(recipe.student, seed).to(device)
     distill_student(student, [teacher], [images], recipe.pipeline.distillation, seeded(seed, 5, number))
     return model, images, student
 
@@ -161,7 +167,7 @@ def _nearnesses(model: Classifier, images: SparseImages, data: ImageSet, members
     """By pixels and by the model's own features."""
     shown, whole = images.images, data.images[torch.arange(len(data))]
     with torch.no_grad():
-        own, theirs = (torch.cat([features(model, part) for part in each.split(256)]) for each in (shown, whole))
+        own, theirs = (torch.cat([features(model, part).cpu() for part in each.split(256)]) for each in (shown, whole))
     found = {"ssim": ssim(shown, whole), "features": cosines(own, theirs)}
     return {kind: nearness(each[:, members], each[:, ~members]) for kind, each in found.items()}
 

@@ -48,6 +48,3 @@ def main() -> None:
     except (SettingError, FileFormatError, DivergedError, ValueError, OSError) as error:
         print(f"smi-fed: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("smi-fed: interrupted", file=sys.stderr)
-        sys.exit(130)

@@ -14,6 +14,7 @@ from smi_fed.cli.inverting import AsJson, Changes
 from smi_fed.cli.output import tell
 from smi_fed.config import CONF, load_settings
 from smi_fed.data import load_images
+from smi_fed.devices import choose_device
 from smi_fed.files import write_json
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig
@@ -39,13 +40,14 @@ def audit(
     Example: smi-fed audit --worlds 16 client.training.steps=400 --json
     """
     settings = load_settings(CONF, changes or [])
+    device, _ = choose_device(settings.server.device, "server.device")
     data, test = load_images(settings.data)
     require(canaries <= len(data) // 2, "--canaries", canaries, f"at most half of the {len(data)} examples")
     model = settings.model.of_client(0, arch or None)
     known = statistics and settings.inversion.statistics > 0 and is_token_model(build_seeded(model, 0).backbone)
     pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
     recipe = Recipe(model, settings.model.student, settings.client.training, pipeline, known, counts)
-    found = audited(recipe, data, test, AuditConfig(worlds, canaries), settings.seed).plain()
+    found = audited(recipe, data, test, AuditConfig(worlds, canaries), settings.seed, device).plain()
     if output is not None:
         write_json(output, found)
     tell(found, as_json)

@@ -29,7 +29,7 @@ from smi_fed.sparse_images import SparseImages
 from smi_fed.training import predict
 
 Model = Annotated[str, typer.Argument(metavar="MODEL")]
-Weights = Annotated[str, typer.Option(help="of a name or a spec: pretrained, random, or a file of weights")]
+Weights = Annotated[str, typer.Option(help="of a name or a spec: pretrained (default), random, or a file of weights")]
 Classes = Annotated[int | None, typer.Option(help="number of classes, where the model does not tell")]
 Size = Annotated[int | None, typer.Option(help="image size in pixels, where the model does not tell")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")]
@@ -47,7 +47,7 @@ def invert(
     classes: Annotated[str, typer.Option(help="such as 0,3,7; empty is all, in turn")] = "",
     method: Annotated[str, typer.Option(help="a file of conf/inversion: paper, dense, rebirth, ...")] = "paper",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    weights: Weights = "pretrained",
+    weights: Weights = "",
     num_classes: Classes = None,
     image_size: Size = None,
     device: Device = "auto",
@@ -62,10 +62,11 @@ def invert(
     """
     config = _settings(method, changes or [])
     where, _ = choose_device(device)
+    require(output.suffix == ".safetensors", "--output", str(output), "a name that ends with .safetensors")
     writable_directory(output.absolute().parent)
     opened = open_model(model, weights, num_classes, image_size).to(where)
     targets = _targets(classes, trajectories(opened, config, images), opened.spec.num_classes)
-    begin, spent, checkpoint = time.perf_counter(), dict[int, int](), output.with_suffix(".checkpoint")
+    begin, spent, checkpoint = time.perf_counter(), dict[int, int](), output.with_suffix(".safetensors.checkpoint")
     with Bar(f"inversion of {Path(model).name}", config.iterations) as bar:
 
         def told(now: inversion.InversionProgress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ FORMS = "a name of timm, a file of a student (quantized or not), a .json of a mo
 
 def open_model(
     name: str,
-    weights: str = "pretrained",
+    weights: str = "",
     num_classes: int | None = None,
     image_size: int | None = None,
     seed: int = 0,
+    otherwise: str = "pretrained",
 ) -> Classifier:
     """A model in evaluation mode.
 
@@ -33,21 +35,36 @@ def open_model(
         name: of timm's; the path of a student or of a quantized model that was written here; of a JSON file
             with the fields of a `ModelSpec`; or `module:function`, where the function gives a module and is called
             with nothing. Modules are looked for in the working directory too.
-        weights: pretrained (timm's, from the hub), random, or a file of weights; for a name or a spec.
+        weights: pretrained (timm's, from the hub), random, or a file of weights; for a name, or a spec without a start.
         num_classes: of a name; None is that of the pretrained weights. Of a function's module where it does not tell.
         image_size: in pixels; None is the model's own.
         seed: of what is left random, such as a head that no file has.
+        otherwise: the weights where none are named.
 
     Raises:
         SettingError, FileFormatError: naming what cannot be.
     """
+    asked = {"--weights": weights, "--num-classes": num_classes, "--image-size": image_size}
     if Path(name).is_file() and Path(name).suffix != ".json":
+        _refuse(asked, "the file says it")
         return load_quantized(name) if format_of(name) == QUANTIZED else load_student(name)
     if ":" in name and not Path(name).exists():
+        _refuse({"--weights": weights}, "the function does it")
         return _called(name, num_classes, image_size)
-    spec = _spec_of_file(name) if name.endswith(".json") else _spec_of_name(name, num_classes, image_size)
-    start = {"random": None}.get(weights, weights)
-    return build_seeded(spec if spec.start else replace(spec, start=start), seed).eval()
+    if name.endswith(".json"):
+        _refuse(asked | {"--weights": ""}, "the spec says it")
+        spec = _spec_of_file(name)
+        _refuse({"--weights": weights if spec.start else ""}, "the spec's start says it")
+    else:
+        spec = _spec_of_name(name, num_classes, image_size)
+    named = weights or otherwise
+    return build_seeded(spec if spec.start else replace(spec, start={"random": None}.get(named, named)), seed).eval()
+
+
+def _refuse(asked: Mapping[str, object], why: str) -> None:
+    """Nothing that is asked for is left aside in silence."""
+    for option, value in asked.items():
+        require(not value, option, value, f"nothing: {why}")
 
 
 def _spec_of_file(name: str) -> ModelSpec:
@@ -59,7 +76,10 @@ def _spec_of_file(name: str) -> ModelSpec:
 
 def _spec_of_name(name: str, num_classes: int | None, image_size: int | None) -> ModelSpec:
     require(timm.is_model(name.split(".", maxsplit=1)[0]), "model", name, FORMS)
-    known = timm.get_pretrained_cfg(name)
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such weights of a model that there is
+        raise SettingError("model", name, f"{FORMS} ({error})") from error
     classes = num_classes or (known.num_classes if known is not None else 0)
     require(bool(classes), "num_classes", num_classes, "an int >= 1: this name's pretrained weights have no classes")
     return ModelSpec(name, num_classes=classes, image_size=image_size)

@@ -29,7 +29,7 @@ def quantize(
     bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4: widths of weights and of activations")] = "w8a8",
     output: Annotated[Path | None, typer.Option(help="where it goes; MODEL-BITS.safetensors by default")] = None,
     data: Annotated[str, typer.Option(help="as of evaluate: measures the model before and after")] = "",
-    weights: Weights = "pretrained",
+    weights: Weights = "",
     num_classes: Classes = None,
     image_size: Size = None,
     as_json: AsJson = False,

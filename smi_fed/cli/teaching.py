@@ -32,8 +32,8 @@ def distill(
     images: Annotated[list[Path] | None, typer.Option(help="a file that invert wrote; once for each")] = None,
     output: Annotated[Path, typer.Option(help="where the student goes")] = Path("student.safetensors"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    weights: Annotated[str, typer.Option(help="the student's: random, pretrained, or a file of weights")] = "random",
-    teacher_weights: Annotated[str, typer.Option(help="of teachers that are names or specs")] = "pretrained",
+    weights: Annotated[str, typer.Option(help="the student's: random, pretrained, or a file of weights")] = "",
+    teacher_weights: Annotated[str, typer.Option(help="of teachers that are names or specs")] = "",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -44,12 +44,19 @@ def distill(
     Example: smi-fed distill small.json --teacher deit_tiny_patch16_224 --images images.safetensors steps=300
     """
     require(bool(teacher and images), "--teacher and --images", None, "one of each at least")
-    config = load_settings(CONF, [f"distillation.{each}" for each in changes or []]).distillation
+    config = load_settings(
+        CONF, ["distillation.ensemble=uniform", *(f"distillation.{each}" for each in changes or [])]
+    ).distillation
+    alone = config.ensemble in ("uniform", "certainty")
+    require(alone, "ensemble", config.ensemble, "uniform | certainty: nobody tells of teachers' examples here")
+    judged = config.robust.kind == "agreement"
+    require(not judged, "robust", "agreement", "mean | median | trimmed: images are not told apart by teacher here")
     where, _ = choose_device(device)
     writable_directory(output.absolute().parent)
     sets = [SparseImages.load(path) for path in images or []]
     teachers = [open_model(each, teacher_weights).to(where) for each in teacher or []]
-    pupil = open_model(student, weights, teachers[0].spec.num_classes, seed=seed)
+    known = None if Path(student).is_file() else teachers[0].spec.num_classes
+    pupil = open_model(student, weights, known, seed=seed, otherwise="random")
     begin = time.perf_counter()
     with Bar("distillation", config.steps, unit="step") as bar:
         record = distillation.distill(
@@ -66,7 +73,7 @@ def distill(
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Option(help="digits | shapes | a directory, a folder of images a class")] = "digits",
-    weights: Weights = "pretrained",
+    weights: Weights = "",
     num_classes: Classes = None,
     image_size: Size = None,
     device: Device = "auto",
@@ -105,6 +112,9 @@ def test_images(data: str, model: Classifier) -> ImageSet:
         image_size=model.image_size[0], channels=len(model.mean),
     )  # fmt: skip
     test = load_images(config)[1]
+    if spec.class_names is not None and set(test.class_names) == set(spec.class_names):
+        return test.of_classes(spec.class_names)
+    require(embedded or spec.class_names is None, "--data", list(test.class_names), f"{list(spec.class_names or ())}")
     named = len(test.class_names) == spec.num_classes
     require(named, "--data", f"{data} with {len(test.class_names)} classes", f"one with {spec.num_classes}")
     return test

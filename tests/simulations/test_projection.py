@@ -17,16 +17,26 @@ def test_what_is_counted_is_of_the_model():
 
 def test_every_part_follows_from_the_assumptions():
     assumed = Assumptions(
-        clients=4, trajectories=3, images=10, passes=2, others=1, bytes_per_weight=4, accelerators=2, link=5.0, disk=7.0
+        clients=4,
+        trajectories=3,
+        images=10,
+        passes=2,
+        batch=2,
+        others=1,
+        bytes_per_weight=4,
+        accelerators=2,
+        link=5.0,
+        disk=7.0,
     )
-    size = Sizes(weights=100, forward=11, trajectory=13, numbers=2**24)  # two images a block
-    arrive, inversion, answers, steps, blocks, once, images = parts(assumed, size)
+    size = Sizes(weights=100, forward=11, trajectory=13, numbers=2**22)  # eight views, four steps, a block
+    arrive, inversion, steps, every, blocks, answers, once, images = parts(assumed, size)
     assert (arrive.bytes, arrive.per_second) == (4 * 400, 5.0)
     assert (inversion.flops, inversion.accelerators) == (4 * 3 * 13, 2)
     assert (answers.flops, answers.accelerators) == (4 * 10 * 2 * 11, 2)
     assert (steps.flops, steps.accelerators) == (3 * 2 * 40 * 11, 1)
-    assert (blocks.bytes, once.bytes) == (20 * 4 * 400, 4 * 400)  # two images ask four times, all four clients at most
-    assert images.bytes == 2 * 4 * 40 * 2**24
+    assert (every.flops, every.accelerators) == (2 * 4 * 10 * 2 * 11, 1)
+    assert (blocks.bytes, once.bytes) == (10 * 4 * 400, 4 * 400)  # eight views ask 16 times, all four clients at most
+    assert images.bytes == 2 * 4 * 40 * 2**22
 
 
 def test_words_change_assumptions(capsys):
