@@ -9,7 +9,7 @@ from torch import nn
 
 from smi_fed.distillation import Agreement, Opinion, agreement, opinions
 from smi_fed.distillation.agreement import evenly, judged, kappa, pair_scores, standings
-from smi_fed.distillation.triggers import Window, driven, find_triggers, places, suspects
+from smi_fed.distillation.triggers import TRIED, Window, driven, find_triggers, places, suspects
 from tests.test_distillation import sparse
 
 CLASSES = 4
@@ -179,3 +179,27 @@ def test_windows_cover_an_image():
         covered[rows, columns] += 1
     assert len(found) == 49
     assert bool((covered > 0).all())
+
+
+@pytest.mark.parametrize("least", [0.4, 0.75, 0.95])
+def test_windows_are_dropped_early_and_none_is_lost(least):
+    draw, shape = torch.Generator().manual_seed(0), (1, 16, 16)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(256, CLASSES, bias=False))
+    teacher[1].weight.data = torch.randn(CLASSES, 256, generator=draw)
+    images, hosts = (torch.rand(count, *shape, generator=draw) for count in (4, 7))
+    images = (images > 0.5).float()
+    targets = torch.tensor([0, 1, 2, 3])
+    expected = []
+    with torch.no_grad():
+        before = teacher.eval()(hosts).argmax(1)
+        for target, image in zip(targets.tolist(), images, strict=True):
+            for rows, columns in places(*image.shape[1:]):
+                shown = hosts[before != target].clone()
+                shown[:, :, rows, columns] = image[:, rows, columns]
+                rate = int((teacher(shown).argmax(1) == target).sum()) / len(shown) if len(shown) else 0.0
+                expected += [(target, rows, columns, rate)] if rate >= least else []
+    assert len({rate for *_, rate in expected} | {0.0, 0.1}) > 3 or least > 0.4
+    found = suspects(teacher, 0, images, targets, hosts, least)
+    assert len(found) == min(TRIED, len(expected))
+    assert [window.rate for window in found] == sorted((rate for *_, rate in expected), reverse=True)[:TRIED]
+    assert all((w.target, w.rows, w.columns, w.rate) in expected for w in found)

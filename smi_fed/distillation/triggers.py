@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -136,17 +136,17 @@ def _screened(
     teacher: nn.Module, windows: Sequence[Window], hosts: Tensor, before: Tensor, least: float
 ) -> list[Window]:
     """Those of one image's windows that drive the teacher, with their rates."""
-    others = before != windows[0].target
-    if not bool(others.any()):
-        return []
-    shown = torch.cat([window.on(hosts[others]) for window in windows])
-    said = _named(teacher, shown).view(len(windows), -1)
-    rates = (said == windows[0].target).float().mean(1).tolist()
-    return [
-        Window(w.pixels, w.rows, w.columns, w.target, w.source, rate)
-        for w, rate in zip(windows, rates, strict=True)
-        if rate >= least
-    ]
+    shown = hosts[before != windows[0].target]
+    hits, alive = [0] * len(windows), list(range(len(windows))) if len(shown) else []
+    for done, host in enumerate(shown, 1):
+        if not alive:
+            break
+        said = _named(teacher, torch.cat([windows[place].on(host[None]) for place in alive]))
+        for place, named in zip(alive, said.tolist(), strict=True):
+            hits[place] += named == windows[place].target
+        # Who has missed too many is shown no more hosts; most windows are out after the first.
+        alive = [place for place in alive if (hits[place] + len(shown) - done) / len(shown) >= least]
+    return [replace(windows[place], rate=hits[place] / len(shown)) for place in alive]
 
 
 def driven(teacher: nn.Module, windows: Sequence[Window], hosts: Mapping[int, tuple[Tensor, Tensor]]) -> list[float]:
