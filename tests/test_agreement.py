@@ -198,7 +198,7 @@ def test_windows_are_dropped_early_and_none_is_lost(least):
                 shown[:, :, rows, columns] = image[:, rows, columns]
                 rate = int((teacher(shown).argmax(1) == target).sum()) / len(shown) if len(shown) else 0.0
                 expected += [(target, rows, columns, rate)] if rate >= least else []
-    assert len({rate for *_, rate in expected} | {0.0, 0.1}) > 3 or least > 0.4
+    assert expected
     found = suspects(teacher, 0, images, targets, hosts, least)
     assert len(found) == min(TRIED, len(expected))
     assert [window.rate for window in found] == sorted((rate for *_, rate in expected), reverse=True)[:TRIED]
