@@ -55,7 +55,8 @@ def distill(
     writable_directory(output.absolute().parent)
     sets = [SparseImages.load(path) for path in images or []]
     teachers = [open_model(each, teacher_weights).to(where) for each in teacher or []]
-    known = None if Path(student).is_file() else teachers[0].spec.num_classes
+    says_it = Path(student).suffix in (".json", ".safetensors") or Path(student).is_file()
+    known = None if says_it else teachers[0].spec.num_classes
     pupil = open_model(student, weights, known, seed=seed, otherwise="random")
     begin = time.perf_counter()
     with Bar("distillation", config.steps, unit="step") as bar:
