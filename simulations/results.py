@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations import (
+    asking,
     compare,
     hostile,
     methods,
@@ -37,7 +38,7 @@ from smi_fed.progress import show_log
 from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
-_ALL = (compare, hostile, methods, owners, rounds, scale, server_time, stragglers, warm_start, why_random)
+_ALL = (asking, compare, hostile, methods, owners, rounds, scale, server_time, stragglers, warm_start, why_random)
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
 
