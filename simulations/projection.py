@@ -7,7 +7,6 @@ accelerators=1`. It writes nothing.
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -147,10 +146,8 @@ def assumptions(words: Sequence[str]) -> Assumptions:
 
 def section() -> str:
     """What docs/many-clients.md shows."""
-    file = io.StringIO()
-    publication.show(tables(Assumptions()), Console(file=file, width=110))
-    body = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
-    return f"```text\n{body}\n```\n`python -m simulations.projection`: counted and assumed, not measured.\n"
+    body = publication.as_printed(tables(Assumptions()))
+    return f"{body}`python -m simulations.projection`: counted and assumed, not measured.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

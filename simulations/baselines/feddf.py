@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from simulations.methods import uninverted
 from smi_fed.config import Settings
 from smi_fed.data import load_images
 from smi_fed.sparse_images import SparseImages
@@ -27,9 +28,5 @@ def public_pictures(settings: Settings, count: int, generator: torch.Generator) 
     rows = torch.randperm(len(shapes), generator=generator)[:count]
     pixels = shapes.images[rows]
     pixels = pixels if own.channels == 3 else pixels.mean(1, keepdim=True)
-    whole = torch.ones(len(rows), 1, 1, dtype=torch.bool)
     targets = torch.randint(settings.model.student.num_classes, (len(rows),), generator=generator)
-    size = (pixels.shape[2], pixels.shape[3])
-    return SparseImages(
-        pixels, whole, targets, size, torch.arange(len(rows)), torch.full_like(targets, -1), torch.where(whole, -1, 0)
-    )
+    return uninverted(pixels, targets, -1)

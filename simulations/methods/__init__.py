@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from clients.app import own_images
 from simulations.local_clients import check_clients, trained_clients
@@ -194,11 +195,17 @@ def control(name: str, settings: Settings, teachers: Sequence[TrainedTeacher]) -
         if name == "real":
             own = own_images(settings, number, len(teachers), teacher.model.spec)
             pixels = torch.stack([_one_of(own, int(target), generator) for target in targets])
-        whole = torch.ones(len(targets), 1, 1, dtype=torch.bool)
-        yield SparseImages(
-            pixels, whole, targets, teacher.model.image_size, torch.arange(len(targets)),
-            torch.full_like(targets, number), torch.where(whole, -1, 0),
-        )  # fmt: skip
+        yield uninverted(pixels, targets, number)
+
+
+def uninverted(pixels: Tensor, targets: Tensor, teacher: int) -> SparseImages:
+    """Images (b, c, h, w) in [0, 1] that no inversion made, each a single patch; -1 is the number of no teacher."""
+    whole = torch.ones(len(targets), 1, 1, dtype=torch.bool)
+    size = (pixels.shape[2], pixels.shape[3])
+    return SparseImages(
+        pixels, whole, targets, size, torch.arange(len(targets)), torch.full_like(targets, teacher),
+        torch.where(whole, -1, 0),
+    )  # fmt: skip
 
 
 def _one_of(images: ImageSet, label: int, generator: torch.Generator) -> torch.Tensor:

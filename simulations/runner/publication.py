@@ -38,6 +38,13 @@ def markdown(table: Table) -> str:
     return heading + f"|{' --- |' * len(table.rows[0])}\n" + "".join(others) + notes
 
 
+def as_printed(tables: Sequence[Table]) -> str:
+    """Tables as a command prints them, for a page."""
+    file = io.StringIO()
+    show(tables, Console(file=file, width=110))
+    return "```text\n" + "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n```\n"
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib."""
     with replacing(path) as part:
@@ -84,12 +91,7 @@ def section(study: Study, results: Path) -> str:
     assert study.page is not None
     path, lines = kept(study.name, results)
     tables = study.table(lines)
-    if study.page.markdown:
-        body = "".join(markdown(each) + "\n" for each in tables)
-    else:
-        file = io.StringIO()
-        show(tables, Console(file=file, width=110))
-        body = "```text\n" + "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n```\n"
+    body = "".join(markdown(each) + "\n" for each in tables) if study.page.markdown else as_printed(tables)
     command = f"python -m simulations.{study.name} {study.page.arguments(lines)}"
     return f"{body}`{command}`{study.page.note(lines)} [{study.page.raw}](benchmarks/results/{path.name}).\n"
 

@@ -24,6 +24,7 @@ from smi_fed.models import Classifier, ModelSpec, build_seeded
 from smi_fed.pipeline import PipelineConfig, TrainedTeacher, distill_student, invert_teacher, seeded
 from smi_fed.progress import Bar
 from smi_fed.sparse_images import SparseImages
+from smi_fed.tokens import is_token_model
 from smi_fed.training import predict, train
 from smi_fed.training_config import TrainingConfig
 
@@ -77,7 +78,7 @@ class Recipe:
         model, student: architectures.
         training: of the model.
         pipeline: inversion and distillation.
-        statistics: whether the server has feature statistics, for inversion's prior.
+        statistics: whether the server has feature statistics, for inversion's prior, of a model with patch tokens.
         counts: whether it has label counts, for what is inverted.
     """
 
@@ -147,7 +148,8 @@ def _world(
     model = build_seeded(recipe.model, seed * 1_000_003 + number).to(device)
     train(model, data, recipe.training, generator=seeded(seed, 3, number))
     counts = tuple(data.label_counts().tolist()) if recipe.counts else None
-    known = feature_statistics(model, data.images.split(256)) if recipe.statistics else None
+    told = recipe.statistics and is_token_model(model.backbone)
+    known = feature_statistics(model, data.images.split(256)) if told else None
     teacher = TrainedTeacher(f"world {number}", model, len(data), counts, known)
     images, _ = invert_teacher(teacher, 0, recipe.pipeline, seeded(seed, 4, number), show=lambda _: None)
     student = build_seeded(recipe.student, seed).to(device)

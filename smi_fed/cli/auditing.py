@@ -16,9 +16,7 @@ from smi_fed.config import CONF, load_settings
 from smi_fed.data import load_images
 from smi_fed.devices import choose_device
 from smi_fed.files import write_json
-from smi_fed.models import build_seeded
 from smi_fed.pipeline import PipelineConfig
-from smi_fed.tokens import is_token_model
 
 
 def audit(
@@ -44,7 +42,7 @@ def audit(
     data, test = load_images(settings.data)
     require(canaries <= len(data) // 2, "--canaries", canaries, f"at most half of the {len(data)} examples")
     model = settings.model.of_client(0, arch or None)
-    known = statistics and settings.inversion.statistics > 0 and is_token_model(build_seeded(model, 0).backbone)
+    known = statistics and settings.inversion.statistics > 0
     pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
     recipe = Recipe(model, settings.model.student, settings.client.training, pipeline, known, counts)
     found = audited(recipe, data, test, AuditConfig(worlds, canaries), settings.seed, device).plain()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from simulations.processes import free_port
 from simulations.ray_nodes import ray_nodes
 from smi_fed.checks import SettingError
 from smi_fed.executors import Here, WorkerDiedError, open_executor
@@ -34,12 +34,6 @@ def eventually(happened, patience=60.0):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
     return found
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def kin(process):
