@@ -24,6 +24,7 @@ class Condition(NamedTuple):
 
     clients: int = 4
     overrides: tuple[str, ...] = ()
+    experiment: str = "convergence"
 
 
 SHAPES = ("data=shapes", "model=shapes", "inversion.parametrisation.levels=[4,8,16]")
@@ -33,22 +34,25 @@ CONDITIONS: dict[str, Condition] = {
     "Dirichlet(0.1)": Condition(overrides=("data.alpha=0.1",)),
     "IID": Condition(overrides=("data.scheme=iid",)),
     "shapes": Condition(overrides=SHAPES),
+    "real": Condition(experiment="convergence_real"),
 }
-TUNING = "tuning"
+TUNING = {"tuning": "core", "tuning, real": "real"}
+"""Where learning rates are tried, and whose federation that is."""
 
 REBIRTH = ("inversion=rebirth", "inversion.schedule='10:0.25,20:0.33,30:0.5'")
 METHODS: dict[str, tuple[str, ...]] = {
     "dense": ("inversion=dense", "inversion.schedule=''"),
-    "attention": ("inversion=attention",),
+    "attention": ("inversion=attention", "inversion.selection=attention"),
     "random": ("inversion=sparse", "inversion.selection=random"),
-    "unsettled": ("inversion=unsettled",),
-    "rebirth": REBIRTH,
+    "unsettled": ("inversion=unsettled", "inversion.selection=unsettled"),
+    "rebirth": (*REBIRTH, "inversion.selection=attention"),
     "rebirth at random": (*REBIRTH, "inversion.selection=random"),
 }
-RATES: dict[str, float] = dict.fromkeys(METHODS, 0.1)
-"""Of each method; `--conditions tuning` says which of `TRIED` is its best, to be entered here. Not tuned yet."""
+RATE = 0.2
+RATES: dict[str, dict[str, float]] = {}
+"""By condition, of methods whose best rate is not `RATE`; `--conditions tuning` says which of `TRIED` is the best."""
 
-TRIED, TUNED_AT = (0.05, 0.1, 0.2), (10, 200)
+TRIED, TUNED_AT = (0.05, 0.1, 0.2, 0.4), (10, 200)
 ITERATIONS, IMAGES = (5, 10, 20), (100, 400)
 SMOKE = (
     "client.training.steps=20", "distillation.steps=5", "server.images_per_teacher=8", "inversion.batch_size=8",
@@ -59,7 +63,7 @@ SMOKE = (
 def add_options(parser: ArgumentParser) -> None:
     """What of the study is measured."""
     names = [*METHODS, *CONTROLS]
-    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, TUNING], default=["core"])
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, *TUNING], default=["core"])
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--iterations", type=int, nargs="+", default=ITERATIONS)
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of each client")
@@ -68,40 +72,47 @@ def add_options(parser: ArgumentParser) -> None:
 
 def cells(options: Namespace) -> list[Cell]:
     """Each method at each number of iterations and images; controls at each number of images; rates to try."""
-    found = [
-        cell_of(condition, method, iterations, images, RATES.get(method, 0.0), options.smoke)
-        for condition in options.conditions
-        if condition != TUNING
-        for images in options.images
-        for method in options.methods
-        for iterations in ([0] if method in CONTROLS else options.iterations)
-    ]
-    if TUNING in options.conditions:
-        tuned = [method for method in options.methods if method in METHODS]
-        found += [cell_of(TUNING, each, *TUNED_AT, rate, options.smoke) for each in tuned for rate in TRIED]
+    found = list[Cell]()
+    for condition in options.conditions:
+        if condition in TUNING:
+            tuned = [method for method in options.methods if method in METHODS]
+            found += [cell_of(condition, each, *TUNED_AT, rate, options.smoke) for each in tuned for rate in TRIED]
+            continue
+        rates = RATES.get(condition, {})
+        found += [
+            cell_of(condition, method, iterations, images, rates.get(method, RATE), options.smoke)
+            for images in options.images
+            for method in options.methods
+            for iterations in ([0] if method in CONTROLS else options.iterations)
+        ]
     return found
 
 
 def cell_of(condition: str, method: str, iterations: int, images: int, rate: float, smoke: bool = False) -> Cell:
     """One student; 0 iterations for a control."""
-    own = METHODS.get(method, ())
+    own, federation = METHODS.get(method, ()), federation_of(condition)
     return Cell(
         {"condition": condition, "method": method, "iterations": iterations, "images_per_client": images,
-         "learning_rate": rate, "smoke": smoke},
+         "learning_rate": rate if own else 0.0, "smoke": smoke},
         (*own, *([f"inversion.learning_rate={rate}"] if own else []), f"server.images_per_teacher={images}",
          *(SMOKE if smoke else ())),
-        CONDITIONS.get(condition, Condition()).overrides,
+        (f"experiment={federation.experiment}", *federation.overrides),
     )  # fmt: skip
+
+
+def federation_of(condition: str) -> Condition:
+    """The federation of a condition, or that in which rates are tried."""
+    return CONDITIONS[TUNING.get(condition, condition)]
 
 
 def measure(settings: Settings, cell: Cell) -> Line:
     """One student."""
-    return measure_piece(settings, cell, CONDITIONS.get(cell["condition"], Condition()).clients)
+    return measure_piece(settings, cell, federation_of(cell["condition"]).clients)
 
 
 STUDY = Study(
     name="convergence", about=__doc__, cells=cells, measure=measure, table=frontier.table, figure=frontier.figure,
-    picture="frontier.png", words=("experiment=convergence",), options=add_options, check=check,
+    picture="frontier.png", options=add_options, check=check, apart="condition",
     page=Page(
         "docs/study.md", arguments=frontier.arguments,
         note=lambda _: ": seconds of the process, on one thread.",

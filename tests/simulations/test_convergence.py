@@ -27,8 +27,16 @@ SPARSE = [line("random", 5, 100, 0.81, 3.0), line("random", 10, 100, 0.84, 5.0),
     [(DENSE, 0.80, 8.0, 18.0), (DENSE, 0.82, None, None), (SPARSE, 0.80, 3.0, 13.0), (SPARSE, 0.85, 9.0, 19.0)],
 )
 def test_a_target_counts_where_more_work_holds_it(lines, target, inversion, server):
-    assert seconds_to(lines, target, inversion_seconds) == inversion
-    assert seconds_to(lines, target, server_seconds) == server
+    assert seconds_to(lines, lambda _: target, inversion_seconds) == inversion
+    assert seconds_to(lines, lambda _: target, server_seconds) == server
+
+
+def test_real_pictures_are_judged_by_their_ensemble():
+    lines = [{**each, "condition": "real", "ensemble_test_accuracy": 0.87} for each in (*DENSE, *SPARSE)]
+    _, targets = table(lines)
+    assert targets.rows[0][1::2] == ["ensemble less 10, inversion", "ensemble less 5, inversion",
+                                     "ensemble less 3, inversion"]  # fmt: skip
+    assert targets.rows[2][1::2] == ["3.0, 2.67", "5.0", "5.0"]
 
 
 def test_tables_hold_every_setting_against_the_cheapest_dense(tmp_path):
@@ -56,4 +64,4 @@ def test_every_setting_of_every_condition_can_be_composed():
         assert settings.server.images_per_teacher == cell["images_per_client"]
         STUDY.check(settings, cell)
     tried = STUDY.cells(parsed(STUDY, ["--conditions", "tuning", "--methods", "dense", "real"]))
-    assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.05, 0.1, 0.2)]
+    assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.05, 0.1, 0.2, 0.4)]
