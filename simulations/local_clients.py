@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from clients.app import own_images, own_statistics
+from clients.app import client_device, own_images, own_statistics
 from server.run import FederatedRun
 from simulations.runner.ledger import digest, sources_digest
 from smi_fed.config import Settings
@@ -42,7 +42,7 @@ def trained_clients(settings: Settings, number: int, cache: Path) -> list[Traine
 
 
 def trained_client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
-    """Client `number` of `total`."""
+    """Client `number` of `total`; it computes on its own device, and is handed out on the CPU."""
     cache.mkdir(parents=True, exist_ok=True)
     spec = settings.model.of_client(number)
     data = own_images(settings, number, total, spec)
@@ -53,12 +53,15 @@ def trained_client(settings: Settings, number: int, total: int, cache: Path) -> 
     if path.exists():
         weights, _ = load_tensors(path, FORMAT, VERSION)
         model.load_state_dict(weights)
-    else:
+    model.to(client_device(settings)[0])
+    if not path.exists():
         log.info("training client %d of %d (%s)", number, total, spec.name)
         train(model, data, settings.client.training, generator=seeded(settings.seed, number))
         save_tensors(path, model.state_dict(), FORMAT, VERSION)
     counts = tuple(data.label_counts().tolist()) if settings.client.send_label_counts else None
-    return TrainedTeacher(f"client {number}", model.eval(), len(data), counts, own_statistics(settings, model, data))
+    known = own_statistics(settings, model, data)
+    model.eval().cpu()
+    return TrainedTeacher(f"client {number}", model, len(data), counts, known and known.to(model.mean))
 
 
 def kept_images(settings: Settings, number: int, teacher: TrainedTeacher, cache: Path) -> SparseImages:

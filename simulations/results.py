@@ -27,6 +27,7 @@ from simulations import (
     scale,
     server_time,
     stragglers,
+    transfer,
     warm_start,
     why_random,
 )
@@ -38,7 +39,9 @@ from smi_fed.progress import show_log
 from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
-_ALL = (asking, compare, hostile, methods, owners, rounds, scale, server_time, stragglers, warm_start, why_random)
+_ALL = (
+    asking, compare, hostile, methods, owners, rounds, scale, server_time, stragglers, transfer, warm_start, why_random,
+)  # fmt: skip
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
 
@@ -69,8 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def filled(text: str, file: str) -> str:
-    """The page `file` with its tables as the kept results have them, see `publication.filled`."""
-    return publication.filled(text, file, SECTIONS)
+    """The page `file` with its tables as the kept results have them, see `publication.filled`.
+
+    A study without kept results has no section.
+    """
+    waiting = {study.name for study in STUDIES if not publication.is_kept(study.name, RESULTS)}
+    return publication.filled(text, file, {name: each for name, each in SECTIONS.items() if name not in waiting})
 
 
 def demo_table() -> str:

@@ -138,6 +138,11 @@ def test_partitions_are_a_function_of_the_seed(scheme):
     assert [part.tolist() for part in first] != [part.tolist() for part in other]
 
 
+def test_one_client_has_all_in_the_order_in_which_several_share_them():
+    alone, shared = (partition(LABELS, SCHEMES["iid"], number, 3) for number in (1, 4))
+    assert np.concatenate(alone).tolist() == np.concatenate(shared).tolist()
+
+
 def test_each_seed_draws_proportions_of_its_own():
     """Not only which images of a class go where, but how many."""
     counts = [

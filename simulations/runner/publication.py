@@ -72,6 +72,11 @@ def keep(study: Study, directories: Sequence[Path], project: Path) -> None:
         save_figure(study.figure(lines), project / "docs" / study.picture)
 
 
+def is_kept(name: str, results: Path) -> bool:
+    """Whether there are lines for `kept`."""
+    return any((results / f"{name}{ending}").exists() for ending in (".jsonl", ".json"))
+
+
 def kept(name: str, results: Path) -> tuple[Path, list[Line]]:
     """The kept file of a study, and its lines.
 

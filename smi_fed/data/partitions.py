@@ -19,12 +19,15 @@ def partition(labels: Tensor, config: DataConfig, partitions: int, seed: int) ->
         SettingError: fewer than one partition, more than there are images, or more classes per
             partition than there are or than there are images for.
     """
-    from datasets import Dataset
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
-
     key, images = "num-partitions", len(labels)
     require(is_integer(partitions) and partitions > 0, key, partitions, "an int >= 1")
     require(partitions <= images, key, partitions, f"at most {images}, a training image for each client")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if partitions == 1 and config.scheme == "iid":  # as the partitioner has it, without seconds of imports
+        return [order]
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
+
     if config.scheme == "iid":
         partitioner: Any = IidPartitioner(partitions)
     elif config.scheme == "dirichlet":
@@ -37,7 +40,6 @@ def partition(labels: Tensor, config: DataConfig, partitions: int, seed: int) ->
         partitioner = PathologicalPartitioner(
             partitions, "label", each, class_assignment_mode="deterministic", shuffle=True, seed=seed
         )
-    order = np.random.default_rng(seed).permutation(len(labels))
     partitioner.dataset = Dataset.from_dict({"index": order, "label": labels.numpy()[order]})
     try:
         parts = [partitioner.load_partition(i) for i in range(partitions)]
