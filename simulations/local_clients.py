@@ -41,13 +41,15 @@ def trained_clients(settings: Settings, number: int, cache: Path) -> list[Traine
     return [trained_client(settings, i, number, cache) for i in range(number)]
 
 
-def trained_client(settings: Settings, number: int, total: int, cache: Path) -> TrainedTeacher:
-    """Client `number` of `total`."""
+def trained_client(
+    settings: Settings, number: int, total: int, cache: Path, device: torch.device | str = "cpu"
+) -> TrainedTeacher:
+    """Client `number` of `total`, trained on `device`."""
     cache.mkdir(parents=True, exist_ok=True)
     spec = settings.model.of_client(number)
     data = own_images(settings, number, total, spec)
     torch.manual_seed(settings.seed * 1000 + number)
-    model = build_model(spec)
+    model = build_model(spec).to(device)
     name = digest(settings.seed, spec, asdict(settings.data), asdict(settings.client), number, total, sources_digest())
     path = cache / f"client-{name}.safetensors"
     if path.exists():
