@@ -52,7 +52,7 @@ RATE = 0.2
 RATES: dict[str, dict[str, float]] = {}
 """By condition, of methods whose best rate is not `RATE`; `--conditions tuning` says which of `TRIED` is the best."""
 
-TRIED, TUNED_AT = (0.05, 0.1, 0.2, 0.4), (10, 200)
+TRIED, TUNED_AT = (0.1, 0.2, 0.4, 0.8), (10, 200)
 ITERATIONS, IMAGES = (5, 10, 20), (100, 400)
 SMOKE = (
     "client.training.steps=20", "distillation.steps=5", "server.images_per_teacher=8", "inversion.batch_size=8",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -27,7 +28,6 @@ from smi_fed.files import load_tensors, reading, save_tensors
 from smi_fed.model_inputs import Inputs
 from smi_fed.models import Classifier, ModelSpec, architecture_of, build_model
 from smi_fed.progress import Bar
-from smi_fed.training import evaluating
 
 FORMAT, VERSION, BATCH = "smi-fed.quantized", 1, 32
 SMALLEST = 2.0**-20
@@ -60,12 +60,14 @@ class Bits:
 def quantize(model: Classifier, images: Tensor, bits: Bits) -> Classifier:
     """A copy of `model` that computes with simulated integers.
 
+    The same images give the same integers on every device: calibration is on the CPU.
+
     Args:
         model: stays as it is.
         images: (b, c, h, w) in [0, 1] at the model's size, to calibrate on; at least 2.
 
     Returns:
-        A classifier of images in [0, 1], which `save_quantized` writes.
+        A classifier of images in [0, 1] on the device of `model`, which `save_quantized` writes.
 
     Raises:
         SettingError: no torchao, a module of `adapt`, which no file could name, fewer than two images, or images of
@@ -76,14 +78,16 @@ def quantize(model: Classifier, images: Tensor, bits: Bits) -> Classifier:
     shape = (len(model.mean), *model.image_size)
     good = images.ndim == 4 and tuple(images.shape[1:]) == shape and len(images) >= 2
     require(good, "images", tuple(images.shape), f"(b, {', '.join(map(str, shape))}) with b >= 2")
-    shown = model.normalised(images.to(model.mean))
-    with evaluating(model), torch.no_grad():
-        prepared = _prepared(model, bits)
+    # An observer's search for its range reads thousands of single values, for each of which a GPU would be waited for.
+    twin = deepcopy(model).cpu().eval()
+    shown = twin.normalised(images.to(twin.mean))
+    with torch.no_grad():
+        prepared = _prepared(twin, bits)
         with Bar("calibration", len(images), unit="image") as bar:
             for done in range(0, len(images), BATCH):
                 prepared(shown[done : done + BATCH])
                 bar.at(min(done + BATCH, len(images)))
-        return _converted(model, prepared, bits)
+        return _converted(twin, prepared, bits).to(model.mean.device)
 
 
 def _prepared(model: Classifier, bits: Bits) -> torch.fx.GraphModule:
@@ -104,7 +108,7 @@ def _converted(model: Classifier, prepared: torch.fx.GraphModule, bits: Bits) ->
     spec = replace(architecture_of(model.spec), mean=normalisation[0], std=normalisation[1])
     backbone = _Graph(convert_pt2e(prepared), observed, bits)
     inputs = Inputs(len(model.mean), model.image_size, *normalisation)
-    return Classifier(spec, backbone, inputs).to(model.mean.device).eval()
+    return Classifier(spec, backbone, inputs).eval()
 
 
 def _quantizer(bits: Bits) -> Any:

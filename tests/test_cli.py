@@ -157,3 +157,23 @@ def test_an_app_of_ones_own_has_the_projects_keys_and_settings(place, call):
     assert load_settings(place / "mine" / "conf", ["seed=3"]).seed == 3
     assert compileall.compile_dir(place / "mine", quiet=2, force=True)
     assert "directory: got 'mine', allowed: a path where nothing is" in call("federate", "mine", status=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "classes", "accuracy", "says"),
+    [
+        ("deit_base_patch16_224", "pretrained", 1000, 0.70, "70.0 %, which is far below the 81.8 %"),
+        ("deit_base_patch16_224.fb_in1k", "pretrained", 1000, 0.0005, "0.1 %, which is near chance"),
+        ("deit_base_patch16_224", "pretrained", 1000, 0.79, ""),
+        ("deit_base_patch16_224", None, 1000, 0.65, ""),  # a quantized one has no start
+        ("deit_base_patch16_224", "own.safetensors", 10, 0.50, ""),
+        ("vit_tiny_patch16_224", None, 10, 0.14, "14.0 %, which is near chance"),
+    ],
+)
+def test_an_implausible_accuracy_is_warned_of(caplog, name, start, classes, accuracy, says):
+    class Model:
+        spec = ModelSpec(name, num_classes=classes, start=start)
+
+    teaching.warn_of(Model, accuracy)  # pyright: ignore[reportArgumentType]
+    assert says in caplog.text
+    assert bool(says) == bool(caplog.text)

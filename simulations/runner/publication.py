@@ -92,8 +92,10 @@ def kept(name: str, results: Path) -> tuple[Path, list[Line]]:
 
 
 def section(study: Study, results: Path) -> str:
-    """What a study's page shows, from the kept lines."""
+    """What a study's page shows, from the kept lines; there may be none yet."""
     assert study.page is not None
+    if not is_kept(study.name, results):
+        return "Not measured yet.\n"
     path, lines = kept(study.name, results)
     tables = study.table(lines)
     body = "".join(markdown(each) + "\n" for each in tables) if study.page.markdown else as_printed(tables)

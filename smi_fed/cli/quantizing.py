@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +9,15 @@ import torch
 import typer
 
 from smi_fed.checks import require
-from smi_fed.cli.inverting import AsJson, Classes, Model, Size, Weights
+from smi_fed.cli.inverting import AsJson, Classes, Device, Model, Size, Weights
 from smi_fed.cli.models import open_model
 from smi_fed.cli.output import tell
-from smi_fed.cli.teaching import measured, test_images
+from smi_fed.cli.teaching import measured, test_images, warn_of
+from smi_fed.devices import choose_device
 from smi_fed.files import writable_directory
 from smi_fed.quantization import Bits, save_quantized
 from smi_fed.quantization import quantize as quantized
-from smi_fed.scores import NEAR_CHANCE
 from smi_fed.sparse_images import SparseImages
-
-log = logging.getLogger("smi_fed")
 
 
 def quantize(
@@ -32,6 +29,7 @@ def quantize(
     weights: Weights = "",
     num_classes: Classes = None,
     image_size: Size = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model after its training, calibrated on synthetic images. Integers are simulated: nothing is faster.
@@ -42,7 +40,8 @@ def quantize(
     """
     require(bool(images), "--images", None, "a file that invert wrote, at least one")
     widths = Bits.parse(bits)
-    opened = open_model(model, weights, num_classes, image_size)
+    where, _ = choose_device(device)
+    opened = open_model(model, weights, num_classes, image_size).to(where)
     test = test_images(data, opened) if data else None
     path = output or Path(f"{Path(model.replace(':', '-')).stem}-{widths}.safetensors")
     writable_directory(path.absolute().parent)
@@ -52,8 +51,6 @@ def quantize(
     found: dict[str, object] = {"bits": str(widths), "calibrated_on": len(shown), "file": str(path)}
     if test is not None:
         before, after = (measured(each, test)["accuracy"] for each in (opened, made))
-        if before < NEAR_CHANCE / opened.spec.num_classes:
-            log.warning("%s has %.1f %% before quantization, which is near chance: is it the model for these images, "
-                        "with their order of classes, mean and std?", model, 100 * before)  # fmt: skip
+        warn_of(opened, before)
         found |= {"accuracy_before": before, "accuracy": after}
     tell(found, as_json)

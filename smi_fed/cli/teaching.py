@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +22,17 @@ from smi_fed.files import writable_directory
 from smi_fed.models import Classifier, ModelSpec
 from smi_fed.progress import Bar
 from smi_fed.report import save_student
+from smi_fed.scores import NEAR_CHANCE
 from smi_fed.sparse_images import SparseImages
 from smi_fed.training import predict
+
+log = logging.getLogger("smi_fed")
+
+PUBLISHED = {"deit_tiny_patch16_224": 0.722, "deit_small_patch16_224": 0.798, "deit_base_patch16_224": 0.818}
+"""Accuracy of timm's weights on ImageNet-1k's validation images (Touvron et al., 2021), in [0, 1]."""
+
+FAR = 0.05
+"""Below a published accuracy; what images are resized like costs less."""
 
 
 def distill(
@@ -89,7 +99,21 @@ def evaluate(
     """
     where, _ = choose_device(device)
     opened = open_model(model, weights, num_classes, image_size).to(where)
-    tell(measured(opened, test_images(data, opened)), as_json)
+    found = measured(opened, test_images(data, opened))
+    warn_of(opened, found["accuracy"])
+    tell(found, as_json)
+
+
+def warn_of(model: Classifier, accuracy: float) -> None:
+    """Warn of an accuracy in [0, 1] that is implausible: near chance, or far below the published one."""
+    spec = model.spec
+    usual = PUBLISHED.get(spec.name.partition(".")[0], 0.0) if spec.start and spec.num_classes == 1000 else 0.0
+    why = "near chance" if accuracy < NEAR_CHANCE / spec.num_classes else ""
+    if not why and accuracy < usual - FAR:
+        why = f"far below the {100 * usual:.1f} % that are published for its weights"
+    if why:
+        log.warning("%s has %.1f %%, which is %s: is it the model for these images, with their order of classes, mean "
+                    "and std?", spec.name, 100 * accuracy, why)  # fmt: skip
 
 
 def measured(model: Classifier, test: ImageSet) -> dict[str, Any]:

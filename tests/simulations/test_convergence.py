@@ -65,4 +65,4 @@ def test_every_setting_of_every_condition_can_be_composed():
         if cell["condition"] != "real":  # whose pictures and models may not be there
             STUDY.check(settings, cell)
     tried = STUDY.cells(parsed(STUDY, ["--conditions", "tuning", "--methods", "dense", "real"]))
-    assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.05, 0.1, 0.2, 0.4)]
+    assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.1, 0.2, 0.4, 0.8)]
