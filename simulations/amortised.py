@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simulations.convergence import CONDITIONS, REBIRTH, SMOKE
+from simulations.convergence import CONDITIONS, RATE, REBIRTH, SMOKE
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, clock, invert_all, taught
 from simulations.methods.report import spread
@@ -83,7 +83,7 @@ def cells(options: Namespace) -> list[Cell]:
     return [
         Cell(
             {"condition": options.condition, "method": name, "smoke": options.smoke},
-            (*way.overrides, "inversion.learning_rate=0.2", f"server.images_per_teacher={way.images}",
+            (*way.overrides, f"inversion.learning_rate={RATE}", f"server.images_per_teacher={way.images}",
              *(SMOKE if options.smoke else ())),
             (f"experiment={federation.experiment}", *federation.overrides),
         )

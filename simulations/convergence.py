@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "rebirth": (*REBIRTH, "inversion.selection=attention"),
     "rebirth at random": (*REBIRTH, "inversion.selection=random"),
 }
-RATE = 0.2
+RATE = 0.4
 RATES: dict[str, dict[str, float]] = {}
 """By condition, of methods whose best rate is not `RATE`; `--conditions tuning` says which of `TRIED` is the best."""
 
@@ -78,9 +78,8 @@ def cells(options: Namespace) -> list[Cell]:
             tuned = [method for method in options.methods if method in METHODS]
             found += [cell_of(condition, each, *TUNED_AT, rate, options.smoke) for each in tuned for rate in TRIED]
             continue
-        rates = RATES.get(condition, {})
         found += [
-            cell_of(condition, method, iterations, images, rates.get(method, RATE), options.smoke)
+            cell_of(condition, method, iterations, images, rate_of(condition, method), options.smoke)
             for images in options.images
             for method in options.methods
             for iterations in ([0] if method in CONTROLS else options.iterations)
@@ -98,6 +97,11 @@ def cell_of(condition: str, method: str, iterations: int, images: int, rate: flo
          *(SMOKE if smoke else ())),
         (f"experiment={federation.experiment}", *federation.overrides),
     )  # fmt: skip
+
+
+def rate_of(condition: str, method: str) -> float:
+    """The learning rate of a method."""
+    return RATES.get(condition, {}).get(method, RATE)
 
 
 def federation_of(condition: str) -> Condition:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from simulations.convergence import METHODS, SHAPES, SMOKE
+from simulations.convergence import METHODS, SHAPES, SMOKE, rate_of
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, clock, control, invert_all
 from simulations.methods.report import CONTROLS
@@ -84,6 +84,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "rebirth": ("inversion=rebirth", "inversion.selection=random", "inversion.schedule='5:0.25,10:0.33,15:0.5'"),
     **dict.fromkeys(CONTROLS, ()),
 }
+KNOWN_AS = {DENSE: "dense", "sparse": "attention", "rebirth": "rebirth at random"}
+"""What the study of convergence calls a source, by which it has its learning rate."""
+
 BUDGETS = ("images", "seconds")
 BOUGHT = ("sparse", "rebirth")
 """Sources whose images are counted by dense's seconds too: the others take none."""
@@ -104,7 +107,7 @@ def cells(options: Namespace) -> list[Cell]:
     return [
         Cell(
             {"data": data, "protocol": protocol, "source": source, "budget": budget, "smoke": options.smoke},
-            (*SOURCES[source], *TO_THE_END),
+            (*SOURCES[source], *tuned(data, source), *TO_THE_END),
             (*DATA[data].overrides, f"inversion.iterations={ITERATIONS}", *PROTOCOLS[protocol],
              f"server.images_per_teacher={options.images}", *(DATA[data].smoke if options.smoke else ())),
         )
@@ -115,6 +118,13 @@ def cells(options: Namespace) -> list[Cell]:
         for protocol in DATA[data].protocols
         if protocol in options.protocols
     ]  # fmt: skip
+
+
+def tuned(data: str, source: str) -> tuple[str, ...]:
+    """The learning rate of a source that is inverted; what is best on digits is used for shapes too."""
+    if source not in KNOWN_AS:
+        return ()
+    return (f"inversion.learning_rate={rate_of('real' if data == 'real' else 'core', KNOWN_AS[source])}",)
 
 
 @dataclass(frozen=True)

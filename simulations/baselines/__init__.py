@@ -20,7 +20,7 @@ from simulations.baselines import report
 from simulations.baselines.dense import distill_by_generator
 from simulations.baselines.feddf import public_pictures
 from simulations.convergence import METHODS as CONVERGENCE
-from simulations.convergence import SMOKE
+from simulations.convergence import SMOKE, rate_of
 from simulations.local_clients import check_clients
 from simulations.local_grid import InProcessGrid
 from simulations.methods import clients_on, clock, invert_all
@@ -36,7 +36,13 @@ from smi_fed.sparse_images import SparseImages
 from smi_fed.training import accuracy
 
 CLIENTS, IMAGES, ROUNDS = 4, 400, 5
-ITERATIONS, INVERTED = 20, f"server.images_per_teacher={IMAGES}"
+ITERATIONS = 20
+
+
+def inverted(method: str) -> tuple[str, ...]:
+    """Settings of a method of the study of convergence, at its best learning rate."""
+    rate = rate_of("core", method)
+    return (*CONVERGENCE[method], f"inversion.learning_rate={rate}", f"server.images_per_teacher={IMAGES}")
 
 
 class Baseline(NamedTuple):
@@ -63,10 +69,8 @@ METHODS: dict[str, Baseline] = {
     ),
     "FedDF": Baseline("public pictures", ("distillation.ensemble=uniform",)),
     "DENSE": Baseline("models, and examples a class"),
-    "FedMITR": Baseline(
-        "models, and examples a class", (*CONVERGENCE["attention"], INVERTED, "distillation=relabelled")
-    ),
-    "ours": Baseline("models, and examples a class", (*CONVERGENCE["rebirth"], INVERTED)),
+    "FedMITR": Baseline("models, and examples a class", (*inverted("attention"), "distillation=relabelled")),
+    "ours": Baseline("models, and examples a class", inverted("rebirth at random")),
 }
 BOTH_WAYS = ("bytes_from_client", "bytes_to_client")
 IN_THE_APP = ("FedAvg", "FedProx", "class statistics")

@@ -28,7 +28,7 @@ def test_every_method_can_be_composed_on_both_federations():
         assert [cell["method"] for cell in cells] == list(METHODS)
         settings = STUDY.compose((*STUDY.words, *cells[4].defaults, *cells[4].overrides))
         assert (settings.inversion.selection, settings.inversion.stopping.kind) == ("random", "rebirth")
-        assert settings.inversion.learning_rate == 0.2
+        assert settings.inversion.learning_rate == 0.4
 
 
 def test_halves_have_as_many_images_as_the_others(tmp_path):
