@@ -7,7 +7,7 @@ student is a new head on a pretrained backbone that stays as it is (the protocol
 equally many images, or as many as dense's seconds buy. Each line keeps the student's test accuracy
 over its steps and their seconds: the paper's claim is that it converges sooner.
 
-On a GPU, seconds behind each other in one process:
+On a GPU:
 `--data real server.device=cuda client.device=cuda client.training.precision=bfloat16 inversion.precision=bfloat16
 distillation.precision=bfloat16`.
 """
@@ -153,14 +153,8 @@ def measure(settings: Settings, cell: Cell) -> Line:
     count, bought = count_of(settings, cell, school)
     found, line = pictures(settings, cell, school, count)
     curve = taught(settings, cell, school, found)
-    return {
-        "images": len(found),
-        **line,
-        **bought,
-        "curve": curve,
-        "student_test_accuracy": curve[-1][2],
-        "teacher_test_accuracy": school.accuracy,
-    }
+    scores = {"student_test_accuracy": curve[-1][2], "teacher_test_accuracy": school.accuracy}
+    return {"images": len(found), **line, **bought, **scores, "curve": curve}
 
 
 def school_of(settings: Settings, cell: Cell) -> School:
@@ -281,13 +275,13 @@ def _warm(settings: Settings, cell: Cell, school: School) -> None:
     aside = replace(school, made={}, took={})
     few = replace(settings, distillation=replace(settings.distillation, steps=3),
                   server=replace(settings.server, images_per_teacher=8))  # fmt: skip
-    inversion, distillation = digest(settings.model, settings.inversion), digest(settings.model, settings.distillation)
+    inversion, distillation = (digest(settings.model, each) for each in (settings.inversion, settings.distillation))
     if cell["source"] not in CONTROLS and inversion not in _WARM:
+        _WARM.add(inversion)
         pictures(few, cell, aside, 8)
     if distillation not in _WARM:
-        (found,) = control("noise", few, [school.teacher])
-        taught(few, cell, aside, found)
-    _WARM.update((inversion, distillation))
+        _WARM.add(distillation)
+        taught(few, cell, aside, *control("noise", few, [school.teacher]))
 
 
 _WARM: set[str] = set()
