@@ -30,6 +30,7 @@ study: $(READY)
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2
 	@$(BIN)/python -m simulations.baselines --seeds 0 1 2
 	@$(BIN)/python -m simulations.schedule --seeds 0 1 2
+	@$(BIN)/python -m simulations.privacy --seeds 0 1 2
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID shapes
 
 # Every kind of cell once, as little as shows that it runs.
@@ -37,6 +38,7 @@ study-smoke: $(READY)
 	@$(BIN)/python -m simulations.convergence --smoke --images 8 --iterations 5 --seeds 0 --output runs/study-smoke/convergence
 	@$(BIN)/python -m simulations.baselines --smoke --seeds 0 --output runs/study-smoke/baselines
 	@$(BIN)/python -m simulations.schedule --smoke --ratios 0.77 --seeds 0 --output runs/study-smoke/schedule
+	@$(BIN)/python -m simulations.privacy --smoke --seeds 0 --output runs/study-smoke/privacy
 
 throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput

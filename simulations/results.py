@@ -22,6 +22,7 @@ from simulations import (
     hostile,
     methods,
     owners,
+    privacy,
     projection,
     rounds,
     scale,
@@ -38,7 +39,9 @@ from smi_fed.progress import show_log
 from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
-_ALL = (asking, compare, hostile, methods, owners, rounds, scale, server_time, stragglers, warm_start, why_random)
+_ALL = (
+    asking, compare, hostile, methods, owners, privacy, rounds, scale, server_time, stragglers, warm_start, why_random,
+)  # fmt: skip
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
 

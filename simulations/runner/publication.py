@@ -87,8 +87,10 @@ def kept(name: str, results: Path) -> tuple[Path, list[Line]]:
 
 
 def section(study: Study, results: Path) -> str:
-    """What a study's page shows, from the kept lines."""
+    """What a study's page shows, from the kept lines; that there are none, where none are kept."""
     assert study.page is not None
+    if not any((results / f"{study.name}{ending}").exists() for ending in (".jsonl", ".json")):
+        return "Not measured yet.\n"
     path, lines = kept(study.name, results)
     tables = study.table(lines)
     body = "".join(markdown(each) + "\n" for each in tables) if study.page.markdown else as_printed(tables)
