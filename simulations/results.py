@@ -25,6 +25,7 @@ from simulations import (
     hostile,
     methods,
     owners,
+    privacy,
     projection,
     quantizing,
     rounds,
@@ -45,8 +46,8 @@ from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
 _ALL = (
-    amortised, asking, baselines, compare, convergence, hostile, methods, owners, quantizing, rounds, scale, schedule,
-    server_time, stragglers, transfer, warm_start, why_random,
+    amortised, asking, baselines, compare, convergence, hostile, methods, owners, privacy, quantizing, rounds, scale,
+    schedule, server_time, stragglers, transfer, warm_start, why_random,
 )  # fmt: skip
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 

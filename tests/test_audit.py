@@ -1,14 +1,23 @@
 """Attacks on membership by hand, over data whose members are known."""
 
+import json
 import math
+from dataclasses import replace
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord, RecordDict
+from flwr.clientapp.mod import LocalDpMod
 
 from smi_fed.audit import AuditConfig, audited, confidences, leak_of, likelihood_ratios
-from smi_fed.audit.nearest import WINDOW, cosines, nearness, ssim
-from smi_fed.audit.worlds import Recipe, _ratios, memberships, with_canaries
+from smi_fed.audit.findings import _ratios
+from smi_fed.audit.local_privacy import LocalPrivacy, release
+from smi_fed.audit.nearest import WINDOW, cosines, nearness, resemblance, ssim
+from smi_fed.audit.worlds import HELD_BY, Recipe, World, memberships, with_canaries, world
 from smi_fed.data import ImageSet
 from smi_fed.distillation import DistillationConfig
 from smi_fed.inversion import InversionConfig
@@ -104,6 +113,61 @@ def test_nearer_is_whose_neighbour_is_nearer_among_as_many():
     assert float(cosines(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(math.sqrt(0.5))
 
 
+def test_who_is_shown_by_an_image_of_its_label_is_found_by_images_alone():
+    inside, looks = memberships(16, 40, drawn()), torch.rand(40, 1, 12, 12, generator=drawn(1))
+    labels = torch.arange(40) % 4
+    planted = torch.arange(40) < 10  # these are shown where they are members, the others never are
+    seen = []
+    for number, members in enumerate(inside):
+        noise = torch.rand(20, 1, 12, 12, generator=drawn(2 + number))
+        rows = (members & planted).nonzero()[:, 0]
+        shown = torch.cat([noise, 0.7 * looks[rows] + 0.3 * noise[: len(rows)]])
+        targets = torch.cat([torch.arange(20) % 4, labels[rows]])
+        seen.append(resemblance(ssim(shown, looks), targets, labels))
+    ratios = _ratios(torch.stack(seen), inside)
+    assert leak_of(ratios[:, planted].flatten(), inside[:, planted].flatten()).found[0.01] > 0.95
+    assert abs(leak_of(ratios[:, ~planted].flatten(), inside[:, ~planted].flatten()).auc - 0.5) < 0.15
+    similar = torch.tensor([[0.9, 0.1], [0.2, 0.3]])
+    assert resemblance(similar, torch.tensor([0, 1]), torch.tensor([1, 2])).tolist() == pytest.approx([0.2, -1.0])
+
+
+def by_flower(start, trained, *arguments):
+    """What Flower's mod makes of a client's reply."""
+    asked, reply = (
+        SimpleNamespace(content=RecordDict({"arrays": ArrayRecord(each)}), has_error=lambda: False)
+        for each in (start, trained)
+    )
+    found: Any = LocalDpMod(*arguments)
+    return found(asked, None, lambda *_: reply).content["arrays"].to_torch_state_dict()
+
+
+def test_an_update_is_clipped_as_flower_does_it():
+    model, start = small_vit(seed=1), small_vit(seed=2).state_dict()
+    start = {name: value.clone() for name, value in start.items()}
+    theirs = by_flower(start, model.state_dict(), 0.5, 0.0, 1.0, 1e-5)
+    release(model, start, LocalPrivacy(0.5, 0.0, 1.0), drawn())
+    for name, value in theirs.items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+    moved = sum(float((value - start[name]).square().sum()) for name, value in model.state_dict().items())
+    assert math.sqrt(moved) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_noise_is_as_wide_as_flowers_and_of_a_generator():
+    start = {name: value.clone() for name, value in small_vit(seed=1).state_dict().items()}
+    privacy, found = LocalPrivacy(1.0, 2.0, 8.0, 1e-6), []
+    for seed in (0, 0, 1):
+        model = small_vit(seed=1)
+        release(model, start, privacy, drawn(seed))
+        found.append(torch.cat([(value - start[name]).flatten() for name, value in model.state_dict().items()]))
+    assert torch.equal(found[0], found[1])
+    np.random.seed(0)  # noqa: NPY002 - Flower draws from there
+    theirs = by_flower(start, {name: value + 1e-9 for name, value in start.items()}, 1.0, 2.0, 8.0, 1e-6)
+    flowers = float(torch.cat([(value - start[name]).flatten() for name, value in theirs.items()]).std())
+    assert privacy.deviation == pytest.approx(2 * np.sqrt(2 * np.log(1.25 / 1e-6)) / 8)
+    assert [float(each.std()) for each in found] == pytest.approx([privacy.deviation] * 3, rel=0.05)
+    assert flowers == pytest.approx(privacy.deviation, rel=0.05)
+
+
 def test_a_model_that_learns_by_heart_gives_its_members_away():
     spec, model = small_spec(), small_vit()
     pixels = torch.rand(80, len(model.mean), *model.image_size, generator=drawn())
@@ -117,3 +181,12 @@ def test_a_model_that_learns_by_heart_gives_its_members_away():
     assert abs(found.examples["student"].auc - 0.5) < 0.2  # two steps tell nothing
     assert (found.canaries["model"].members, found.canaries["model"].others) == (20, 20)
     assert found.plain()["worlds"] == 4
+    assert found.accuracy["model on its own"] > 0.9
+    assert list(found.examples) == list(HELD_BY)
+    noised = replace(recipe, privacy=LocalPrivacy(1.0, 2.0, 1.0))
+    lost = world(noised, data, data, AuditConfig(worlds=4, canaries=10), seed=0, number=1)
+    assert lost.accuracy["model on its own"] < 0.5  # noise is all there is
+    again = World.read(json.loads(json.dumps(lost.plain())))
+    assert torch.equal(again.seen["images"], lost.seen["images"])
+    assert torch.equal(again.members, lost.members)
+    assert again.near == lost.near

@@ -34,6 +34,21 @@ def nearness(training: Tensor, held_out: Tensor) -> Nearness:
     return Nearness(float(nearer.mean()), float(own.mean()), float(other.mean()))
 
 
+def resemblance(similar: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """How much each example (n,) is like the synthetic image that is most like it, float64: of those with its label.
+
+    Who has nothing but images can score membership so, and compare worlds. Of the scores that were tried on digits
+    (also all images, the nearest ten, distances and kernels of pixels, and the certainty of a model that was trained
+    on the images) it found canaries best.
+
+    Args:
+        similar: (m, n) of m images to n examples, at least -1, which stands where no image has the label.
+        targets: (m,) classes that the images were made for.
+        labels: (n,) of the examples.
+    """
+    return similar.double().where(targets[:, None] == labels, -1.0).max(0).values
+
+
 def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Structural similarity of every image of (m, c, h, w) to every one of (n, c, h, w), in [0, 1]: (m, n).
 
@@ -42,7 +57,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     means, squares = zip(*(_moments(each) for each in (first, second)), strict=True)
     rows = []
     for place in range(len(first)):  # one row at a time, so that memory stays small
-        together = F.avg_pool2d(first[place] * second, WINDOW, 1).flatten(1)
+        together = _window_means(first[place] * second)
         a, b = means[0][place], means[1]
         covariance, spread = together - a * b, squares[0][place] - a**2 + squares[1] - b**2
         value = (2 * a * b + LUMINANCE) * (2 * covariance + CONTRAST)
@@ -52,7 +67,19 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Means and mean squares of all windows (n, windows)."""
-    return F.avg_pool2d(images, WINDOW, 1).flatten(1), F.avg_pool2d(images**2, WINDOW, 1).flatten(1)
+    return _window_means(images), _window_means(images**2)
+
+
+def _window_means(images: Tensor) -> Tensor:
+    """Means of all windows (n, windows) of (n, c, h, w), as products with bands: many times faster than pooling."""
+    down, across = (_band(size).to(images) for size in images.shape[2:])
+    return (down @ images @ across.T).flatten(1)
+
+
+def _band(size: int) -> Tensor:
+    """(windows, size): each row is the mean over one window."""
+    first = torch.eye(size - WINDOW + 1, size, dtype=torch.float64)
+    return torch.stack([first.roll(shift, 1) for shift in range(WINDOW)]).mean(0)
 
 
 def cosines(first: Tensor, second: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smi_fed.audit import AuditConfig, audited
-from smi_fed.audit.worlds import Recipe
+from smi_fed.audit import AuditConfig, LocalPrivacy, Recipe, audited
 from smi_fed.checks import require
 from smi_fed.cli.inverting import AsJson, Changes
 from smi_fed.cli.output import tell
@@ -26,6 +25,8 @@ def audit(
     arch: Annotated[str, typer.Option(help="a name under model.clients; the first one by default")] = "",
     statistics: Annotated[bool, typer.Option(help="clients send feature statistics")] = True,
     counts: Annotated[bool, typer.Option(help="clients send label counts")] = True,
+    clip: Annotated[float, typer.Option(min=0, help="largest norm of an update; 0 does not clip")] = 0.0,
+    epsilon: Annotated[float, typer.Option(min=0, help="with --clip: noise as Flower's LocalDpMod; 0: none")] = 0.0,
     output: Annotated[Path | None, typer.Option(help="a JSON file for what was found")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +45,9 @@ def audit(
     model = settings.model.of_client(0, arch or None)
     known = statistics and settings.inversion.statistics > 0
     pipeline = PipelineConfig(settings.server.images_per_teacher, settings.inversion, settings.distillation)
-    recipe = Recipe(model, settings.model.student, settings.client.training, pipeline, known, counts)
+    require(clip > 0 or not epsilon, "--epsilon", epsilon, "0 without --clip")
+    private = LocalPrivacy(clip, 2 * clip if epsilon else 0.0, epsilon or 1.0) if clip else None
+    recipe = Recipe(model, settings.model.student, settings.client.training, pipeline, known, counts, private)
     found = audited(recipe, data, test, AuditConfig(worlds, canaries), settings.seed, device).plain()
     if output is not None:
         write_json(output, found)
