@@ -22,6 +22,7 @@ from simulations.local_clients import check_clients, trained_clients
 from simulations.methods import report
 from simulations.methods.report import CONTROLS
 from simulations.runner import Cell, Line, Page, Study, command
+from simulations.runner.ledger import digest
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages
@@ -134,11 +135,18 @@ def measure_piece(settings: Settings, cell: Cell, clients: int, images: int = 1)
 
 
 def clients_on(settings: Settings, cell: Cell, number: int) -> list[TrainedTeacher]:
-    """So many trained clients, on the cell's device."""
-    teachers = trained_clients(settings, number, cell.output / "clients")
-    for teacher in teachers:
-        teacher.model.to(cell.device)
-    return teachers
+    """So many trained clients, on the cell's device; kept in memory while cells ask for the same ones."""
+    uses = settings.inversion.statistics > 0, settings.distills
+    key = digest(settings.seed, settings.model, settings.data, settings.client, uses, number, cell.output, cell.device)
+    if key not in _CLIENTS:
+        _CLIENTS.clear()
+        _CLIENTS[key] = trained_clients(settings, number, cell.output / "clients")
+        for teacher in _CLIENTS[key]:
+            teacher.model.to(cell.device)
+    return _CLIENTS[key]
+
+
+_CLIENTS: dict[str, list[TrainedTeacher]] = {}
 
 
 def taught(settings: Settings, cell: Cell, teachers: Sequence[TrainedTeacher], found: Sequence[SparseImages]) -> Line:
