@@ -239,7 +239,7 @@ def check(settings: Settings, _cell: Cell) -> None:
 
 STUDY = Study(
     name="owners", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="owners.png",
-    words=("experiment=real",), options=add_options, check=check, in_turn="",
+    words=("experiment=real",), options=add_options, check=check, in_turn="", apart="skew",
     page=Page(
         "docs/real-owners.md", markdown=True,
         note=lambda _: ": mean accuracy over four styles' held-out pictures in %, mean ± standard deviation over the "

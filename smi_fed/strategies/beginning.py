@@ -47,7 +47,7 @@ def _average(student: Classifier, teachers: Iterable[TrainedTeacher]) -> None:
         if averages(teacher, student):
             count, examples = count + 1, examples + teacher.num_examples
             for key, weight in teacher.model.state_dict().items():
-                total[key] += teacher.num_examples * weight.double()
+                total[key] += teacher.num_examples * weight.to(total[key])
     if not count:
         raise NoStartError(f"start: average needs a client of the student's architecture, {describe(student.spec)}")
     student.load_state_dict({key: _like(weight / examples, own[key]) for key, weight in total.items()})

@@ -258,3 +258,12 @@ def test_a_start_without_noise_is_refused_inside_privacy(kind):
 def test_a_start_that_cannot_be_is_refused_at_once(options, says):
     with pytest.raises(SettingError, match=says):
         strategy(**options)
+
+
+@pytest.mark.cuda
+def test_models_on_a_gpu_are_averaged_on_the_students_device():
+    models = [small_vit(seed) for seed in range(2)]
+    expected = models[0].state_dict()["backbone.cls_token"] * 0.25 + models[1].state_dict()["backbone.cls_token"] * 0.75
+    student = small_vit(5)
+    begin_from("average", student, [TrainedTeacher(str(n), m.cuda(), 1 + 2 * n, None) for n, m in enumerate(models)])
+    assert torch.allclose(student.state_dict()["backbone.cls_token"], expected, atol=1e-6)
