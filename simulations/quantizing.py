@@ -229,13 +229,13 @@ def figure(lines: Lines) -> Any:
         axis.axhline(reference, color="black", linestyle="--", linewidth=1, label="float")
         axis.set(title=f"{model}, seeds {seeds_of(own)}", ylabel="accuracy in %", ylim=(0, 100))
         axis.set_xticks(range(len(widths)), widths)
-        axis.legend(fontsize=8, loc="lower left")
+    drawn.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return drawn
 
 
 STUDY = Study(
     name="quantizing", about=__doc__, cells=cells, measure=measure, table=table, figure=figure,
-    picture="quantizing.png", options=add_options, check=check, in_turn="",
+    picture="quantizing.png", options=add_options, check=check, in_turn="", apart="model",
     page=Page(
         "docs/library.md", markdown=True,
         note=lambda _: ": held-out pictures, mean ± standard deviation over the seeds; seconds are on the device of "
