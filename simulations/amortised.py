@@ -195,7 +195,7 @@ def _table(condition: str, lines: Lines) -> Table:
 STUDY = Study(
     name="amortised", about=__doc__, cells=cells, measure=measure, table=table, options=add_options,
     check=check_clients, apart="condition",
-    page=Page("docs/study.md", note=lambda _: ", CPU: seconds of the process, on one thread, for all clients."),
+    page=Page("docs/study.md", markdown=True, note=lambda _: ", CPU: seconds of the process, on one thread, for all clients."),
 )  # fmt: skip
 main = command(STUDY)
 

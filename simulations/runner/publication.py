@@ -98,7 +98,11 @@ def section(study: Study, results: Path) -> str:
         return "Not measured yet.\n"
     path, lines = kept(study.name, results)
     tables = study.table(lines)
-    body = "".join(markdown(each) + "\n" for each in tables) if study.page.markdown else as_printed(tables)
+    if study.page.markdown:
+        titles = [f"**{each.title}**\n\n" if each.title and len(tables) > 1 else "" for each in tables]
+        body = "".join(title + markdown(each) + "\n" for title, each in zip(titles, tables, strict=True))
+    else:
+        body = as_printed(tables)
     command = f"python -m simulations.{study.name} {study.page.arguments(lines)}"
     return f"{body}`{command}`{study.page.note(lines)} [{study.page.raw}](benchmarks/results/{path.name}).\n"
 
