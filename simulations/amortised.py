@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simulations.convergence import CONDITIONS, RATE, REBIRTH, SMOKE
+from simulations.convergence import CONDITIONS, REBIRTH, SMOKE, rate_of
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, clock, invert_all, taught
 from simulations.methods.report import spread
@@ -83,8 +83,8 @@ def cells(options: Namespace) -> list[Cell]:
     return [
         Cell(
             {"condition": options.condition, "method": name, "smoke": options.smoke},
-            (*way.overrides, f"inversion.learning_rate={RATE}", f"server.images_per_teacher={way.images}",
-             *(SMOKE if options.smoke else ())),
+            (*way.overrides, f"inversion.learning_rate={rate_of(options.condition, 'dense')}",
+             f"server.images_per_teacher={way.images}", *(SMOKE if options.smoke else ())),
             (f"experiment={federation.experiment}", *federation.overrides),
         )
         for name, way in ((name, METHODS[name]) for name in options.methods)
@@ -153,7 +153,12 @@ def _next_targets(
         return [draw_targets(each, half, seeded(settings.seed, 2, n)) for n, each in enumerate(teachers)]
     apart = disagreement(student, teachers, found, settings.distillation.ensemble)
     counts = allotted(apart, half * len(teachers))
-    return [torch.arange(len(each)).repeat_interleave(each) for each in counts]
+    return [  # a teacher about whom nothing is left to ask is inverted once all the same: nobody can invert nothing
+        torch.arange(len(each)).repeat_interleave(each)
+        if each.any()
+        else draw_targets(teacher, 1, seeded(settings.seed, 2, n))
+        for n, (each, teacher) in enumerate(zip(counts, teachers, strict=True))
+    ]
 
 
 def _inverted(
@@ -195,7 +200,10 @@ def _table(condition: str, lines: Lines) -> Table:
 STUDY = Study(
     name="amortised", about=__doc__, cells=cells, measure=measure, table=table, options=add_options,
     check=check_clients, apart="condition",
-    page=Page("docs/study.md", markdown=True, note=lambda _: ", CPU: seconds of the process, on one thread, for all clients."),
+    page=Page(
+        "docs/study.md", markdown=True,
+        note=lambda _: ": seconds for all clients; on a CPU those of the process, on one thread.",
+    ),
 )  # fmt: skip
 main = command(STUDY)
 

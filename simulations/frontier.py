@@ -129,7 +129,7 @@ def arguments(lines: Lines) -> str:
     """What was asked for, as far as lines tell."""
     conditions = dict.fromkeys(line["condition"] for line in lines)
     seeds = seeds_of([line for line in lines if not is_tuning(line["condition"])])
-    return shlex.join(["--conditions", *conditions, "--seeds", *map(str, seeds), *lines[-1].get("changes", [])])
+    return shlex.join(["--conditions", *conditions, "--seeds", *map(str, seeds), *lines[0].get("changes", [])])
 
 
 def figure(lines: Lines) -> Any:
@@ -145,20 +145,30 @@ def figure(lines: Lines) -> Any:
         for axis, (what, seconds) in zip(
             row, (("inversion", inversion_seconds), ("server", server_seconds)), strict=True
         ):
-            _panel(axis, own, seconds)
-            axis.set(title=f"{condition}, seeds {seeds_of(own)}", xlabel=f"{what} seconds, all clients", xscale="log",
+            _panel(axis, own, seconds, methods_of(lines))
+            scale = "log" if what == "inversion" else "linear"
+            axis.set(title=f"{condition}, seeds {seeds_of(own)}", xlabel=f"{what} seconds, all clients", xscale=scale,
                      ylabel="student test accuracy in %")  # fmt: skip
     handles, labels = axes[0][0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
     return drawn
 
 
-def _panel(axis: Any, lines: Lines, seconds: Callable[[Line], float]) -> None:
-    for place, method in enumerate(methods_of(lines)):
+def _panel(axis: Any, lines: Lines, seconds: Callable[[Line], float], methods: Sequence[str]) -> None:
+    """A colour for each of `methods`, the same in every panel; the clients' own images at their best."""
+    for place, method in enumerate(methods):
         points = sorted(_means([line for line in lines if line["method"] == method], seconds))
+        if not points:
+            continue
         if method in CONTROLS:
-            if method == "real" and points:
-                axis.axhline(points[-1][1], color="black", linestyle="--", linewidth=1, label="the clients' own images")
+            if method == "real":
+                axis.axhline(
+                    max(accuracy for _, accuracy in points),
+                    color="black",
+                    linestyle="--",
+                    linewidth=1,
+                    label="the clients' own images",
+                )
             continue
         colour = f"C{place}"
         axis.plot(*zip(*points, strict=True), "os^Dv<>"[place % 7], color=colour, markersize=5)

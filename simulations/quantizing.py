@@ -214,7 +214,8 @@ def figure(lines: Lines) -> Any:
 
     models = list(dict.fromkeys(line["model"] for line in lines))
     drawn = Figure(figsize=(6 * len(models), 4), layout="constrained")
-    for axis, model in zip(drawn.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    axes = drawn.subplots(1, len(models), squeeze=False)[0]
+    for axis, model in zip(axes, models, strict=True):
         own = [line for line in lines if line["model"] == model]
         widths = list(dict.fromkeys(line["bits"] for line in own))
         for place, source in enumerate(SOURCES):
@@ -229,7 +230,7 @@ def figure(lines: Lines) -> Any:
         axis.axhline(reference, color="black", linestyle="--", linewidth=1, label="float")
         axis.set(title=f"{model}, seeds {seeds_of(own)}", ylabel="accuracy in %", ylim=(0, 100))
         axis.set_xticks(range(len(widths)), widths)
-    drawn.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return drawn
 
 

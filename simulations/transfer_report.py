@@ -30,7 +30,9 @@ def groups(lines: Lines, *factors: str) -> dict[Key, list[Line]]:
 
 
 def reached(line: Line, end: float) -> tuple[float, float] | None:
-    """Steps and seconds after which a student stays above `SHARE` of `end`; None where it never does."""
+    """Steps and seconds after which a student stays above `SHARE` of `end`; None where it does not, or learns nothing."""
+    if line["curve"][-1][ACCURACY] <= line["curve"][0][ACCURACY]:
+        return None
     values = [point[ACCURACY] for point in line["curve"]]
     steps = reaches(values, [point[STEPS] for point in line["curve"]], SHARE * end)
     return None if steps is None else (steps, next(p[SECONDS] for p in line["curve"] if p[STEPS] == steps))

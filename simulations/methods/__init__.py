@@ -26,6 +26,7 @@ from simulations.runner.ledger import digest
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages
+from smi_fed.inversion.amortised import as_images
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import (
     PipelineConfig,
@@ -208,12 +209,7 @@ def control(name: str, settings: Settings, teachers: Sequence[TrainedTeacher]) -
 
 def uninverted(pixels: Tensor, targets: Tensor, teacher: int) -> SparseImages:
     """Images (b, c, h, w) in [0, 1] that no inversion made, each a single patch; -1 is the number of no teacher."""
-    whole = torch.ones(len(targets), 1, 1, dtype=torch.bool)
-    size = (pixels.shape[2], pixels.shape[3])
-    return SparseImages(
-        pixels, whole, targets, size, torch.arange(len(targets)), torch.full_like(targets, teacher),
-        torch.where(whole, -1, 0),
-    )  # fmt: skip
+    return as_images(pixels, targets, (1, 1), teacher)
 
 
 def _one_of(images: ImageSet, label: int, generator: torch.Generator) -> torch.Tensor:

@@ -37,7 +37,8 @@ class Amortised:
         iterations: of the others; with 0 they stay what they begin as.
         parts: finished images in a mixture, with weights that are drawn evenly from all that sum to 1.
         shift: largest cyclic shift of a mixture per axis in pixels.
-        rate: how far a class's start goes to the mean of those that began there, in (0, 1].
+        rate: how far a class's start goes, after each batch, to the mean of those that began there, in (0, 1]. With
+            `batch_size=auto` there is one batch, and a learned start is the mean of the pioneers.
         noise: standard deviation on a learned start, in pixels of [0, 1].
     """
 
@@ -120,7 +121,9 @@ def _starts(
             low = torch.randn(len(rows), learned.shape[1], GRID, GRID, generator=generator)
             noise = F.interpolate(low, learned.shape[2:], mode="bilinear", align_corners=False)
             pixels = (learned[targets[rows]] + how.noise * noise).clamp(0, 1)
-        yield rows, as_start(pixels, targets[rows], found[0])
+        yield rows, as_images(pixels, targets[rows], found[0].grid)
+        if how.start == "mixtures":
+            continue
         means, seen = class_means(found[-1], len(learned)), found[-1].targets.unique()
         learned[seen] += how.rate * (means[seen] - learned[seen])
 
@@ -146,10 +149,11 @@ def class_means(images: SparseImages, classes: int) -> Tensor:
     return sums / counts
 
 
-def as_start(pixels: Tensor, targets: Tensor, like: SparseImages) -> SparseImages:
-    """Images (b, c, h, w) in [0, 1] as `invert` begins from, on the grid of `like`."""
-    whole = torch.ones(len(pixels), *like.mask.shape[1:], dtype=torch.bool)
+def as_images(pixels: Tensor, targets: Tensor, grid: tuple[int, int], teacher_id: int = 0) -> SparseImages:
+    """Images (b, c, h, w) in [0, 1] that no inversion made, or that one may begin from, on a grid of patches."""
+    whole = torch.ones(len(pixels), *grid, dtype=torch.bool)
+    size = (pixels.shape[2] // grid[0], pixels.shape[3] // grid[1])
     return SparseImages(
-        pixels, whole, targets, like.patch_size, torch.arange(len(pixels)), torch.zeros_like(targets),
+        pixels, whole, targets, size, torch.arange(len(pixels)), torch.full_like(targets, teacher_id),
         torch.where(whole, -1, 0),
     )  # fmt: skip
