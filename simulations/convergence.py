@@ -119,8 +119,8 @@ STUDY = Study(
     picture="frontier.png", options=add_options, check=check, apart="condition",
     page=Page(
         "docs/study.md", markdown=True, arguments=frontier.arguments,
-        note=lambda _: ": mean ± standard deviation over the seeds; seconds are those of the process on a CPU's thread, "
-        "or of the wall on a GPU. Lines name their own overrides.",
+        note=lambda _: ": mean ± standard deviation over the seeds; seconds are the process's on a CPU's thread, "
+        "or the wall's on a GPU. Lines name their own overrides.",
     ),
 )  # fmt: skip
 main = command(STUDY)

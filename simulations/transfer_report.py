@@ -30,7 +30,7 @@ def groups(lines: Lines, *factors: str) -> dict[Key, list[Line]]:
 
 
 def reached(line: Line, end: float) -> tuple[float, float] | None:
-    """Steps and seconds after which a student stays above `SHARE` of `end`; None where it does not, or learns nothing."""
+    """Steps and seconds after which a student stays above `SHARE` of `end`; None without that or without a gain."""
     if line["curve"][-1][ACCURACY] <= line["curve"][0][ACCURACY]:
         return None
     values = [point[ACCURACY] for point in line["curve"]]
