@@ -32,7 +32,6 @@ study: $(READY)
 	@$(BIN)/python -m simulations.schedule --seeds 0 1 2
 	@$(BIN)/python -m simulations.transfer --seeds 0 1 2 --data digits shapes
 	@$(BIN)/python -m simulations.quantizing --models deit --seeds 0 1 2
-	@$(BIN)/python -m simulations.attention --seeds 0 1 2
 	@$(BIN)/python -m simulations.privacy --seeds 0 1 2
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID shapes
 
@@ -43,7 +42,6 @@ study-smoke: $(READY)
 	@$(BIN)/python -m simulations.schedule --smoke --ratios 0.77 --seeds 0 --output runs/study-smoke/schedule
 	@$(BIN)/python -m simulations.transfer --smoke --data digits shapes --seeds 0 --output runs/study-smoke/transfer
 	@$(BIN)/python -m simulations.quantizing --smoke --models deit --seeds 0 --output runs/study-smoke/quantizing
-	@$(BIN)/python -m simulations.attention --smoke --images 8 --seeds 0 --output runs/study-smoke/attention
 	@$(BIN)/python -m simulations.privacy --smoke --seeds 0 --output runs/study-smoke/privacy
 
 throughput: $(READY)

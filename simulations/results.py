@@ -19,7 +19,6 @@ from typing import Any
 from simulations import (
     amortised,
     asking,
-    attention,
     baselines,
     compare,
     convergence,
@@ -47,8 +46,8 @@ from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
 _ALL = (
-    amortised, asking, attention, baselines, compare, convergence, hostile, methods, owners, privacy, quantizing,
-    rounds, scale, schedule, server_time, stragglers, transfer, warm_start, why_random,
+    amortised, asking, baselines, compare, convergence, hostile, methods, owners, privacy, quantizing, rounds, scale,
+    schedule, server_time, stragglers, transfer, warm_start, why_random,
 )  # fmt: skip
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
