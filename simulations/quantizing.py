@@ -23,8 +23,8 @@ from torch import Tensor
 
 from clients.app import own_images
 from simulations import owners
-from simulations.local_clients import check_clients, trained_client
-from simulations.methods import invert_all
+from simulations.local_clients import check_clients
+from simulations.methods import clients_on, invert_all
 from simulations.methods.report import spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
@@ -128,11 +128,10 @@ def share(right: Tensor) -> float:
 
 def trained_of(settings: Settings, cell: Cell) -> Trained:
     """The model of a cell, kept in memory while cells ask for the same one, and on disk."""
-    key = digest(settings.seed, settings.model, settings.data, settings.client, cell.device)
+    key = digest(settings.seed, settings.model, settings.data, settings.client, cell.device, cell.output)
     if key not in _TRAINED:
         _TRAINED.clear()
-        teacher = trained_client(settings, 0, 1, cell.output / "clients")
-        teacher.model.to(cell.device)
+        (teacher,) = clients_on(settings, cell, 1)
         train, test = own_images(settings, 0, 1, teacher.model.spec), load_images(settings.data)[1]
         _TRAINED[key] = Trained(teacher, train, test, predict(teacher.model, test.images).argmax(1))
     return _TRAINED[key]

@@ -15,23 +15,21 @@ distillation.precision=bfloat16`.
 from __future__ import annotations
 
 import sys
-import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 
+from simulations import owners
 from simulations.convergence import METHODS, SHAPES, SMOKE, rate_of
+from simulations.curve import Curve
 from simulations.local_clients import check_clients
-from simulations.methods import clients_on, clock, control, invert_all
+from simulations.methods import clients_on, control, invert_all
 from simulations.methods.report import CONTROLS
-from simulations.real.__main__ import default_directory
 from simulations.runner import Cell, Line, Page, Study, command, seeds_of
 from simulations.runner.ledger import digest
 from simulations.transfer_report import DENSE, figure, note, table
-from smi_fed.checks import require
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, shared_images
 from smi_fed.inversion import SparseImages, StopSchedule
@@ -52,9 +50,6 @@ class Data(NamedTuple):
 ITERATIONS, IMAGES = 20, 400
 MOST = 8
 """So many times dense's images are the most that its seconds buy."""
-
-LOOKS = 20
-"""Points of a curve after its start, closer to each other at first."""
 
 SMOKE_TEST = 64
 """Test images of a smoke run."""
@@ -232,44 +227,6 @@ def taught(settings: Settings, cell: Cell, school: School, found: SparseImages) 
     return curve.points
 
 
-class Curve:
-    """What a student reaches while it is taught.
-
-    Attributes:
-        points: (steps done, seconds, accuracy in [0, 1]), the first before the first step. Seconds are those of `clock`
-            without those of looking: on a CPU this thread's, beside which another may make lessons.
-
-    Args:
-        look: the student's accuracy; leaves it as it is.
-        steps: how many there will be.
-    """
-
-    def __init__(self, look: Callable[[], float], steps: int, device: torch.device) -> None:
-        self.look, self.device, self.away = look, device, 0.0
-        self.due = sorted({round(steps * (place / LOOKS) ** 2) for place in range(1, LOOKS + 1)} - {0})
-        self.points = [(0, 0.0, look())]
-        self.begin = clock(device)
-
-    def tell(self, done: int, **_: object) -> None:
-        """Look, where it is time; what a `Bar` tells."""
-        if self.due and done >= self.due[0]:
-            self._look(done)
-
-    def end(self, steps: int) -> None:
-        """Look once more, where the last step was not seen."""
-        if self.points[-1][0] < steps:
-            self._look(steps)
-
-    def _look(self, done: int) -> None:
-        seconds, started = clock(self.device) - self.begin - self.away, self._own()
-        self.points.append((done, seconds, self.look()))
-        self.due = [step for step in self.due if step > done]
-        self.away += self._own() - started
-
-    def _own(self) -> float:
-        return time.thread_time() if self.device.type == "cpu" else clock(self.device)
-
-
 def _warm(settings: Settings, cell: Cell, school: School) -> None:
     """Everything once in small: what a GPU loads when it is first used is in no measurement."""
     aside = replace(school, made={}, took={})
@@ -289,9 +246,7 @@ _WARM: set[str] = set()
 
 def check(settings: Settings, cell: Cell) -> None:
     """Raise SettingError for a teacher or student that cannot be, and where `make real-data` was not."""
-    made = cell["data"] != "real" or (default_directory() / "pictures" / "all.csv").is_file()
-    require(made, "SMI_FED_REAL", str(default_directory()), "the directory that `make real-data` made")
-    check_clients(settings)
+    (owners.check if cell["data"] == "real" else check_clients)(settings, cell)
 
 
 STUDY = Study(

@@ -112,18 +112,17 @@ def _starts(
 
     A learned start goes on with each part; mixtures are all there at once.
     """
+    grid = found[0].grid
+    if how.start == "mixtures":
+        if len(rest):
+            yield rest, as_images(mixtures(found[0], targets[rest], how, generator), targets[rest], grid)
+        return
     learned = class_means(found[0], int(targets.max()) + 1)
-    size = config.batch_size if how.start == "learned" and config.batch_size != "auto" else len(rest)
-    for rows in rest.split(size) if len(rest) else ():
-        if how.start == "mixtures":
-            pixels = mixtures(found[0], targets[rows], how, generator)
-        else:
-            low = torch.randn(len(rows), learned.shape[1], GRID, GRID, generator=generator)
-            noise = F.interpolate(low, learned.shape[2:], mode="bilinear", align_corners=False)
-            pixels = (learned[targets[rows]] + how.noise * noise).clamp(0, 1)
-        yield rows, as_images(pixels, targets[rows], found[0].grid)
-        if how.start == "mixtures":
-            continue
+    for rows in rest.split(len(rest) if config.batch_size == "auto" else config.batch_size) if len(rest) else ():
+        low = torch.randn(len(rows), learned.shape[1], GRID, GRID, generator=generator)
+        noise = F.interpolate(low, learned.shape[2:], mode="bilinear", align_corners=False)
+        pixels = (learned[targets[rows]] + how.noise * noise).clamp(0, 1)
+        yield rows, as_images(pixels, targets[rows], grid)
         means, seen = class_means(found[-1], len(learned)), found[-1].targets.unique()
         learned[seen] += how.rate * (means[seen] - learned[seen])
 

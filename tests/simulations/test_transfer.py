@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from simulations import curve as curve_module
 from simulations import transfer
+from simulations.curve import Curve
 from simulations.runner.ledger import digest
 from simulations.runner.loop import parsed, planned
-from simulations.transfer import STUDY, Curve, School, count_of, school_of, without_stops
+from simulations.transfer import STUDY, School, count_of, school_of, without_stops
 from simulations.transfer_report import figure, mean_curve, note, table
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import distill_student, seeded
@@ -60,7 +62,7 @@ def test_seconds_buy_in_proportion_up_to_a_bound():
 
 def test_looking_takes_no_seconds(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(transfer, "clock", lambda _: now[0])
+    monkeypatch.setattr(curve_module, "clock", lambda _: now[0])
 
     def look():
         now[0] += 100
