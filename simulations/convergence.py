@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from typing import NamedTuple
 
 from simulations import frontier
+from simulations.local_grid import local_run
 from simulations.methods import check, measure_piece
 from simulations.methods.report import CONTROLS
 from simulations.runner import Cell, Line, Page, Study, command
@@ -25,7 +27,15 @@ class Condition(NamedTuple):
     clients: int = 4
     overrides: tuple[str, ...] = ()
     experiment: str = "convergence"
+    rounds: int = 1
 
+
+ROUNDS = 5
+OVER_ROUNDS = (
+    f"strategy.rounds={ROUNDS}", f"client.training.steps={400 // ROUNDS}", f"distillation.steps={300 // ROUNDS}",
+    "strategy.min_nodes=4", "pool.images=1600",
+)  # fmt: skip
+"""As many steps in all as in one round; images of all rounds teach."""
 
 SHAPES = ("data=shapes", "model=shapes", "inversion.parametrisation.levels=[4,8,16]")
 CONDITIONS: dict[str, Condition] = {
@@ -33,6 +43,7 @@ CONDITIONS: dict[str, Condition] = {
     "8 clients": Condition(8),
     "Dirichlet(0.1)": Condition(overrides=("data.alpha=0.1",)),
     "IID": Condition(overrides=("data.scheme=iid",)),
+    "5 rounds": Condition(overrides=OVER_ROUNDS, rounds=ROUNDS),
     "shapes": Condition(overrides=SHAPES),
     "real": Condition(experiment="convergence_real"),
 }
@@ -82,6 +93,7 @@ def cells(options: Namespace) -> list[Cell]:
             cell_of(condition, method, iterations, images, rate_of(condition, method), options.smoke)
             for images in options.images
             for method in options.methods
+            if federation_of(condition).rounds == 1 or method not in CONTROLS
             for iterations in ([0] if method in CONTROLS else options.iterations)
         ]
     return found
@@ -93,8 +105,8 @@ def cell_of(condition: str, method: str, iterations: int, images: int, rate: flo
     return Cell(
         {"condition": condition, "method": method, "iterations": iterations, "images_per_client": images,
          "learning_rate": rate if own else 0.0, "smoke": smoke},
-        (*own, *([f"inversion.learning_rate={rate}"] if own else []), f"server.images_per_teacher={images}",
-         *(SMOKE if smoke else ())),
+        (*own, *([f"inversion.learning_rate={rate}"] if own else []),
+         f"server.images_per_teacher={images // federation.rounds}", *(SMOKE if smoke else ())),
         (f"experiment={federation.experiment}", *federation.overrides),
     )  # fmt: skip
 
@@ -111,7 +123,27 @@ def federation_of(condition: str) -> Condition:
 
 def measure(settings: Settings, cell: Cell) -> Line:
     """One student."""
-    return measure_piece(settings, cell, federation_of(cell["condition"]).clients)
+    federation = federation_of(cell["condition"])
+    if federation.rounds > 1:
+        return over_rounds(settings, cell, federation.clients)
+    return measure_piece(settings, cell, federation.clients)
+
+
+def over_rounds(settings: Settings, cell: Cell, clients: int) -> Line:
+    """A run of the app in this process: the last student, and seconds of the wall of all rounds."""
+    settings = replace(settings, inversion=settings.inversion.scaled(cell["iterations"]))
+    with local_run(settings, cell.words, clients) as (federated, grid):
+        report = federated.execute(grid)
+    return {
+        "schedule": str(settings.inversion.schedule),
+        "inversion_seconds": report["inversion"]["seconds"],
+        "distillation_seconds": report["distillation"]["seconds"],
+        "clock": "wall",
+        "images": report["inversion"]["images"],
+        "accuracy_by_round": [each["student_test_accuracy"] for each in report["rounds"]],
+        "student_test_accuracy": report["student"]["test_accuracy"],
+        "ensemble_test_accuracy": report["ensemble"]["test_accuracy"],
+    }
 
 
 STUDY = Study(
@@ -120,7 +152,7 @@ STUDY = Study(
     page=Page(
         "docs/study.md", markdown=True, arguments=frontier.arguments,
         note=lambda _: ": mean ± standard deviation over the seeds; seconds are the process's on a CPU's thread, "
-        "or the wall's on a GPU. Lines name their own overrides.",
+        "or the wall's on a GPU and over rounds. Lines name their own overrides.",
     ),
 )  # fmt: skip
 main = command(STUDY)

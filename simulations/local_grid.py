@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+
+from smi_fed.config import Settings, join_overrides
+
+if TYPE_CHECKING:
+    from server.run import FederatedRun
 
 SUPERLINK = 1
 
@@ -96,3 +104,36 @@ class InProcessGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """Not needed here."""
         raise NotImplementedError
+
+
+@contextmanager
+def local_run(
+    settings: Settings,
+    words: Sequence[str],
+    clients: int,
+    grid: Callable[..., InProcessGrid] | None = None,
+    **node: Any,
+) -> Iterator[tuple[FederatedRun, InProcessGrid]]:
+    """A run of the app in this process, to be executed, and the grid for it; what both write is gone afterwards.
+
+    Clients keep their own models on disk, as on machines of their own: they are no part of the server's memory.
+
+    Args:
+        settings: the server's.
+        words: overrides, from which clients make the same settings.
+        clients: how many there are; numbers `node_id(0)` and on.
+        grid: makes it of its client, nodes and run config; `InProcessGrid` where there is none.
+        node: of every client's node config.
+    """
+    from clients.app import app
+    from server.run import FederatedRun
+
+    nodes = {node_id(i): {"partition-id": i, "num-partitions": clients, **node} for i in range(clients)}
+    with tempfile.TemporaryDirectory(prefix="smi-fed-") as scratch:
+        run_config = {"overrides": join_overrides(words), "client-state": f"{scratch}/clients"}
+        yield FederatedRun(settings, Path(scratch) / "server"), (grid or InProcessGrid)(app, nodes, run_config)
+
+
+def node_id(client: int) -> int:
+    """Of a client of `local_run`."""
+    return 100 + client

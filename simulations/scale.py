@@ -12,14 +12,12 @@ from __future__ import annotations
 import resource
 import shlex
 import sys
-import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,7 +26,7 @@ from simulations.local_clients import check_clients
 from simulations.ray_nodes import ray_nodes
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, run
 from smi_fed.checks import require
-from smi_fed.config import Settings, join_overrides
+from smi_fed.config import Settings
 from smi_fed.files import write_json
 from smi_fed.inversion.checkpoint import digest_of
 
@@ -72,16 +70,10 @@ def measure(settings: Settings, cell: Cell) -> Line:
 
 
 def _run(settings: Settings, cell: Cell) -> Line:
-    from clients.app import app
-    from server.run import FederatedRun
-    from simulations.local_grid import InProcessGrid
+    from simulations.local_grid import local_run
 
-    clients, rounds, text = cell["clients"], cell["rounds"], join_overrides(cell.words)
-    nodes = {100 + i: {"partition-id": i, "num-partitions": clients, "arch": ARCH} for i in range(clients)}
-    with tempfile.TemporaryDirectory(prefix="smi-fed-scale-") as scratch:
-        federated = FederatedRun(settings, Path(scratch) / "server")
-        # Clients keep their own models on disk, as on machines of their own: they are no part of the server's memory.
-        grid = InProcessGrid(app, nodes, {"overrides": text, "client-state": f"{scratch}/clients"})
+    clients, rounds = cell["clients"], cell["rounds"]
+    with local_run(settings, cell.words, clients, arch=ARCH) as (federated, grid):
         before, strategy = psutil.Process().memory_info().rss, federated.strategy
         assert strategy is not None
         with watching() as peaks:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from flwr.app import Message
 
 from simulations.local_clients import check_clients
-from simulations.local_grid import InProcessGrid
+from simulations.local_grid import InProcessGrid, local_run, node_id
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
-from smi_fed.config import Settings, join_overrides
+from smi_fed.config import Settings
 
 CLIENTS, SLOWER, TARGET = 8, 10, 0.85
 WORDS = ("experiment=stragglers", f"strategy.min_nodes={CLIENTS}")
@@ -71,15 +70,9 @@ def cells(options: Namespace) -> list[Cell]:
 
 def measure(settings: Settings, cell: Cell) -> Line:
     """One run in this process; the student's accuracy over seconds."""
-    from clients.app import app
-    from server.run import FederatedRun
-
-    nodes = {100 + i: {"partition-id": i, "num-partitions": CLIENTS} for i in range(CLIENTS)}
-    pace = {node: cell["pace"] * (SLOWER if node == max(nodes) else 1) for node in nodes}
-    with tempfile.TemporaryDirectory(prefix="smi-fed-stragglers-") as scratch:
-        run = {"overrides": join_overrides(cell.words), "client-state": f"{scratch}/clients"}
-        federated = FederatedRun(settings, Path(scratch) / "server")
-        report = federated.execute(SlowGrid(app, nodes, run, pace=pace))
+    pace = {node_id(i): cell["pace"] * (SLOWER if i == CLIENTS - 1 else 1) for i in range(CLIENTS)}
+    with local_run(settings, cell.words, CLIENTS, partial(SlowGrid, pace=pace)) as (federated, grid):
+        report = federated.execute(grid)
         ages = [[verdict.age for verdict in record.admitted] for record in federated.strategy.rounds]  # type: ignore[union-attr]
     return {
         "seconds": [each["seconds"] for each in report["rounds"]],

@@ -9,24 +9,20 @@ One file a method; every student that is distilled has the same architecture, op
 from __future__ import annotations
 
 import statistics
-import tempfile
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import NamedTuple
 
-from clients.app import app
-from server.run import FederatedRun
 from simulations.baselines import report
 from simulations.baselines.dense import distill_by_generator
 from simulations.baselines.feddf import public_pictures
 from simulations.convergence import METHODS as CONVERGENCE
 from simulations.convergence import SMOKE, rate_of
 from simulations.local_clients import check_clients
-from simulations.local_grid import InProcessGrid
+from simulations.local_grid import local_run
 from simulations.methods import clients_on, clock, invert_all
 from simulations.runner import Cell, Line, Page, Study, command
 from simulations.runner.ledger import digest
-from smi_fed.config import Settings, join_overrides
+from smi_fed.config import Settings
 from smi_fed.data import load_images
 from smi_fed.files import read_json, write_json
 from smi_fed.models import build_seeded
@@ -140,12 +136,9 @@ def timed_clients(settings: Settings, cell: Cell) -> tuple[list[TrainedTeacher],
 
 def in_the_app(settings: Settings, cell: Cell) -> Line:
     """A run of the app, clients and server in this process over a grid without a network."""
-    nodes = {100 + i: {"partition-id": i, "num-partitions": CLIENTS} for i in range(CLIENTS)}
-    with tempfile.TemporaryDirectory(prefix="smi-fed-baselines-") as scratch:
-        federated = FederatedRun(settings, Path(scratch) / "server")
-        words = {"overrides": join_overrides(cell.words), "client-state": f"{scratch}/clients"}
+    with local_run(settings, cell.words, CLIENTS) as (federated, grid):
         begin = clock(cell.device)
-        told = federated.execute(InProcessGrid(app, nodes, words))
+        told = federated.execute(grid)
         seconds = clock(cell.device) - begin
     model = sum(weight.nbytes for weight in federated.student.state_dict().values())
     traffic = sum(each[way] for one in told["rounds"] for each in one.get("bytes", ()) for way in BOTH_WAYS)

@@ -1,8 +1,11 @@
 """Cells of the study of convergence, and what its lines say."""
 
+import json
+from operator import attrgetter
+
 import pytest
 
-from simulations.convergence import CONDITIONS, METHODS, STUDY
+from simulations.convergence import CONDITIONS, METHODS, STUDY, main
 from simulations.frontier import figure, inversion_seconds, seconds_to, server_seconds, table
 from simulations.runner.loop import parsed
 
@@ -58,11 +61,36 @@ def test_tables_hold_every_setting_against_the_cheapest_dense(tmp_path):
 
 def test_every_setting_of_every_condition_can_be_composed():
     cells = STUDY.cells(parsed(STUDY, ["--conditions", *CONDITIONS]))
-    assert len(cells) == len(CONDITIONS) * 2 * (3 * len(METHODS) + 2)
+    once = sum(condition.rounds == 1 for condition in CONDITIONS.values())
+    assert len(cells) == len(CONDITIONS) * 2 * 3 * len(METHODS) + once * 2 * 2
     for cell in {each["condition"]: each for each in cells if each["method"] == "rebirth"}.values():
         settings = STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides))
-        assert settings.server.images_per_teacher == cell["images_per_client"]
+        rounds = settings.strategy.rounds
+        assert rounds == CONDITIONS[cell["condition"]].rounds
+        assert settings.server.images_per_teacher * rounds == cell["images_per_client"]
         if cell["condition"] != "real":  # whose pictures and models may not be there
             STUDY.check(settings, cell)
     tried = STUDY.cells(parsed(STUDY, ["--conditions", "tuning", "--methods", "dense", "real"]))
     assert [(each["method"], each["learning_rate"]) for each in tried] == [("dense", x) for x in (0.1, 0.2, 0.4, 0.8)]
+
+
+def test_rounds_share_out_the_work_of_one():
+    core, rounds = (
+        STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides))
+        for condition in ("core", "5 rounds")
+        for cell in STUDY.cells(parsed(STUDY, ["--conditions", condition, "--methods", "dense", "--images", "100"]))[:1]
+    )
+    for work in ("client.training.steps", "distillation.steps", "server.images_per_teacher"):
+        each = attrgetter(work)
+        assert each(rounds) * rounds.strategy.rounds == each(core), work
+
+
+@pytest.mark.slow
+def test_a_line_over_rounds(tmp_path):
+    words = ["--smoke", "--conditions", "5 rounds", "--methods", "dense", "--images", "40", "--iterations", "5"]
+    assert main([*words, "--seeds", "0", "--output", str(tmp_path), "strategy.rounds=2"]) == 0
+    (found,) = map(json.loads, (tmp_path / "pieces.jsonl").read_text().splitlines())
+    assert len(found["accuracy_by_round"]) == 2
+    assert found["accuracy_by_round"][-1] == found["student_test_accuracy"]
+    assert found["images"] == 2 * 4 * 8
+    assert found["schedule"] == ""
