@@ -157,7 +157,7 @@ def taught(settings: Settings, cell: Cell, teachers: Sequence[TrainedTeacher], f
     begin = clock(cell.device)
     distill_student(student, teachers, found, settings.distillation, generator)
     distilled = clock(cell.device) - begin
-    _, test = load_images(settings.data)
+    test = load_images(settings.data)[1].of_classes(settings.model.student.class_names)
     count = sum(map(len, found))
     return {
         "images": count,

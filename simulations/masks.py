@@ -1,0 +1,35 @@
+"""How well a choice of patches finds an object whose mask is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smi_fed.inversion.selections import best
+from smi_fed.tokens import to_patches
+
+
+def coverage(masks: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Share (n, patches) of each patch that is in the mask (n, h, w)."""
+    return to_patches(masks[:, None].float(), patch_size).mean((2, 3, 4))
+
+
+def kept(scores: Tensor, count: int) -> Tensor:
+    """Which patches (n, patches) bool are the `count` best of each image."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best(scores, count), value=True)
+
+
+def iou(kept: Tensor, covered: Tensor) -> float:
+    """Mean over images of the pixels that patches and mask share over those of either.
+
+    Args:
+        kept: (n, patches) bool.
+        covered: (n, patches), see `coverage`; no image without an object and without a patch.
+    """
+    both = (kept * covered).sum(1)
+    return float((both / (kept.sum(1) + covered.sum(1) - both)).mean())
+
+
+def pointing(scores: Tensor, covered: Tensor) -> float:
+    """Share of images of whose best patch at least half is the object (n, patches)."""
+    return float((covered.gather(1, scores.argmax(1, keepdim=True)) >= 0.5).float().mean())

@@ -1,0 +1,135 @@
+"""How well a choice of patches finds an object, against masks drawn by hand; and one small cell."""
+
+import json
+
+import pytest
+import torch
+
+from simulations import attention
+from simulations.attention import STUDY, choices, figure, fitted, known, noisy, scored, table
+from simulations.masks import coverage, iou, kept, pointing
+    STUDY,
+    choices,
+    coverage,
+    figure,
+    fitted,
+    iou,
+    kept,
+    known,
+    noisy,
+    pointing,
+    scored,
+    table,
+)
+from simulations.runner.loop import parsed
+from smi_fed.data import ImageSet
+from smi_fed.inversion.selections import SELECTIONS, Candidates
+from smi_fed.inversion.teacher import adapt
+from tests.models import small_vit
+
+
+def mask(*rows):
+    return torch.tensor([[each == "#" for each in row] for row in rows])
+
+
+MASKS = torch.stack([mask("##..", "##..", "#...", "...."), mask("....", "....", "..##", "..##")])
+COVERED = torch.tensor([[1.0, 0.0, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def test_iou_and_pointing_against_masks_drawn_by_hand():
+    covered = coverage(MASKS, (2, 2))
+    assert torch.equal(covered, COVERED)
+    scores = torch.tensor([[3.0, 4.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    chosen = kept(scores, 2)
+    assert chosen.tolist() == [[True, True, False, False], [False, False, True, True]]
+    # Four pixels of both, of five and eight: 4 of 9; and four, of four and eight: 4 of 8.
+    assert iou(chosen, covered) == pytest.approx((4 / 9 + 4 / 8) / 2)
+    assert pointing(scores, covered) == 0.5  # a quarter of a patch is not in it
+    assert pointing(torch.tensor([[0.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]]), covered) == 0.5
+
+
+def candidates(model, count, key):
+    teacher, ids = adapt(model), torch.arange(count)
+    images = torch.rand(count, len(model.mean), *model.image_size, generator=torch.Generator().manual_seed(0))
+    view = attention.shown(model, teacher, images)
+    return Candidates(teacher, view, torch.zeros_like(ids), key, ids, torch.zeros_like(ids), attention._no_pull)
+
+
+def test_noise_leaves_the_order_of_attention_or_drowns_it():
+    own = candidates(small_vit(), 4, key=1)
+    importance = own.teacher.importance(own.view, own.targets)
+    clean, loud = noisy(own, 0.0), noisy(own, 1e6) / 1e6
+    assert torch.equal(clean.argsort(1), importance.argsort(1))
+    assert clean.std(1).tolist() == pytest.approx([1.0] * 4)
+    assert 0.5 < float(loud.std()) < 1.5
+    again, other = noisy(candidates(small_vit(), 4, key=1), 1e6), noisy(candidates(small_vit(), 4, key=2), 1e6)
+    assert torch.equal(again / 1e6, loud)
+    assert not torch.allclose(other / 1e6, loud, atol=0.1)
+
+
+def test_the_oracle_reads_a_bright_patch_in_the_tokens():
+    model = small_vit()
+    teacher, generator = adapt(model), torch.Generator().manual_seed(0)
+    height, width = model.image_size
+    (rows, columns), patch = teacher.grid, teacher.patch_size
+    place = torch.randint(rows * columns, (200,), generator=generator)
+    masks = torch.zeros(200, rows, columns).flatten(1).scatter(1, place[:, None], 1.0).view(200, rows, columns).bool()
+    masks = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+    assert masks.shape[1:] == (height, width)
+    images = 0.2 * torch.rand(200, len(model.mean), height, width, generator=generator) + 0.8 * masks[:, None]
+    seen = ImageSet(images, torch.zeros(200, dtype=torch.long), ("bright",), masks)
+    held, covered, before = seen.select(list(range(150, 200))), coverage(masks[150:], patch), dict(SELECTIONS)
+    with known(choices(fitted(model, seen.select(list(range(150)))))):
+        assert pointing(scored(model, held, "oracle"), covered) > 0.9
+        assert pointing(scored(model, held, "opposite"), covered) < 0.1
+    assert before == SELECTIONS
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_cell_is_measured_and_kept(tmp_path, monkeypatch):
+    changes, _ = attention.TEACHERS["registers"]
+    monkeypatch.setitem(attention.TEACHERS, "registers", (changes, ("dense", "oracle", "real")))
+    words = ["--output", str(tmp_path), "--teachers", "registers", "--images", "8", "--smoke", "--seeds", "3",
+             "distillation.batch_size=8", "client.training.steps=2"]  # fmt: skip
+    assert attention.main(words) == 0
+    dense, oracle, real = (json.loads(each) for each in (tmp_path / "pieces.jsonl").read_text().splitlines())
+    assert (dense["kept_fraction"], oracle["kept_fraction"]) == (1.0, 14 / 64)
+    assert "iou" not in dense
+    assert "inversion_seconds" not in real
+    assert oracle["iou_by_chance"] < oracle["iou"] < oracle["iou_of_masks"]
+    assert oracle["pointing"] > oracle["pointing_by_chance"]
+    assert 0 < oracle["synthetic_iou"] < 1
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_choices_differ_in_what_goes_on_alone():
+    cells = STUDY.cells(parsed(STUDY, ["--teachers", "supervised"]))[2:]
+    found = [STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides)).inversion for cell in cells[:2]]
+    assert [cell["choice"] for cell in cells[:2]] == ["dense", "opposite"]
+    assert [str(each.schedule) for each in found] == ["", "5:0.77"]
+    assert [cell["choice"] for cell in cells][-2:] == ["attention", "oracle"]
+
+
+def line(choice, accuracy, seed=0, **more):
+    return {
+        "teacher": "supervised", "choice": choice, "seed": seed, "student_test_accuracy": accuracy,
+        "ensemble_test_accuracy": 0.9, "inversion_seconds": 2.0, **more,
+    }  # fmt: skip
+
+
+def test_a_row_of_each_choice(tmp_path):
+    looks = {"pointing": 0.8, "synthetic_iou": 0.3, "iou_by_chance": 0.2, "pointing_by_chance": 0.25,
+             "iou_of_masks": 0.7}  # fmt: skip
+    attended = [line("attention", 0.5, iou=0.4) | looks, line("attention", 0.6, 1, iou=0.5) | looks]
+    control = line("noise", 0.2)
+    del control["inversion_seconds"]
+    lines = [line("dense", 0.7), *attended, control]
+    (found,) = table(lines)
+    assert found.rows[1:] == [
+        ["supervised", "dense", "", "", "", "70.0", "2.0"],
+        ["supervised", "attention", "45.0 ± 7.1", "80.0 ± 0.0", "30.0 ± 0.0", "55.0 ± 7.1", "2.0"],
+        ["supervised", "noise", "", "", "", "20.0", ""],
+    ]
+    assert "By chance IoU is 20.0 % and pointing 25.0 %" in found.notes[0]
+    figure(lines).savefig(tmp_path / "attention.png")
+    figure(lines[:1])
