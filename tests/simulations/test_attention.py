@@ -8,19 +8,6 @@ import torch
 from simulations import attention
 from simulations.attention import STUDY, choices, figure, fitted, known, noisy, scored, table
 from simulations.masks import coverage, iou, kept, pointing
-    STUDY,
-    choices,
-    coverage,
-    figure,
-    fitted,
-    iou,
-    kept,
-    known,
-    noisy,
-    pointing,
-    scored,
-    table,
-)
 from simulations.runner.loop import parsed
 from smi_fed.data import ImageSet
 from smi_fed.inversion.selections import SELECTIONS, Candidates
