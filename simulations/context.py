@@ -1,0 +1,197 @@
+"""Does leaving patches out help where the background misleads? `python -m simulations.context [--seeds 0 1 2]`.
+
+The idea of Waterbirds (Sagawa et al., 2020) in small: two kinds of objects on two kinds of ground, and in
+training nearly every object is on its own kind's ground. Test images have all four groups alike. A model
+that goes by the ground fails in the two groups where it misleads, so the worst group counts. One teacher
+is inverted with all patches and with those that attention or chance chose; a student is distilled from
+each, from noise, and from the teacher's own images.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clients.app import own_statistics
+from simulations.convergence import REBIRTH, SMOKE
+from simulations.local_clients import check_clients
+from simulations.methods import invert_all, uninverted
+from simulations.methods.report import CONTROLS, spread
+from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
+from simulations.runner.ledger import digest
+from smi_fed.config import Settings
+from smi_fed.data import ImageSet, load_images
+from smi_fed.inversion import SparseImages
+from smi_fed.models import build_model, build_seeded
+from smi_fed.pipeline import TrainedTeacher, distill_student, seeded
+from smi_fed.training import predict, train
+
+OWN_GROUND = 0.95
+"""Share of the training images whose object is on its own kind's ground, as in Waterbirds."""
+
+GROUNDS = ((0.15, 0.35, 0.75), (0.25, 0.6, 0.2))
+"""Red, green and blue of water and of grass; half of the ground's colour, the other half stays the image's."""
+
+ITERATIONS, IMAGES, RATE = 40, 400, 0.1
+SOURCES: dict[str, tuple[str, ...]] = {
+    "dense": ("inversion=dense", "inversion.schedule=''"),
+    "attention": ("inversion.selection=attention",),
+    "random": ("inversion.selection=random",),
+    "rebirth at random": (*REBIRTH, "inversion.selection=random"),
+    **dict.fromkeys(CONTROLS, ()),
+}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What of the study is measured."""
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--smoke", action="store_true", help="as little as shows that every cell runs")
+
+
+def cells(options: Namespace) -> list[Cell]:
+    """Each source of images."""
+    return [
+        Cell(
+            {"source": source, "smoke": options.smoke},
+            (*SOURCES[source], *(SMOKE if options.smoke else ())),
+            (f"server.images_per_teacher={IMAGES}", f"inversion.iterations={ITERATIONS}", "inversion.schedule='5:0.77'",
+             f"inversion.learning_rate={RATE}"),
+        )
+        for source in options.sources
+    ]  # fmt: skip
+
+
+def measure(settings: Settings, cell: Cell) -> Line:
+    """One student and its teacher, by group."""
+    train_set, test = load_images(settings.data)
+    names, generator = settings.model.student.class_names, seeded(settings.seed, 3)
+    shown, _ = grounded(train_set.of_classes(names), OWN_GROUND, generator)
+    held = grounded(test.of_classes(names), 0.5, generator)
+    teacher = teacher_of(settings, shown)
+    found, line = images_of(settings, cell, teacher, shown)
+    student = build_seeded(settings.model.student, settings.seed)
+    distill_student(student, [teacher], [found], settings.distillation, seeded(settings.seed, 1, 1))
+    return {**line, "student": by_group(student, *held), "teacher": by_group(teacher.model, *held)}
+
+
+def grounded(images: ImageSet, share: float, generator: torch.Generator) -> tuple[ImageSet, Tensor]:
+    """Images whose ground has a colour, and which one (n,): with probability `share` that of their class."""
+    assert images.masks is not None
+    own = torch.rand(len(images), generator=generator) < share
+    grounds = torch.where(own, images.labels, 1 - images.labels)
+    colours = torch.tensor(GROUNDS)[grounds][:, :, None, None]
+    pixels = images.images[torch.arange(len(images))]
+    pixels = torch.where(images.masks[:, None], pixels, (pixels + colours) / 2)
+    return replace(images, images=pixels), grounds
+
+
+def teacher_of(settings: Settings, images: ImageSet) -> TrainedTeacher:
+    """Trained on all images; kept in memory for the next source of the same seed."""
+    key = digest(settings.seed, settings.model, settings.data, settings.client)
+    if key not in _TEACHERS:
+        _TEACHERS.clear()
+        torch.manual_seed(settings.seed * 1000)
+        model = build_model(settings.model.of_client(0))
+        train(model, images, settings.client.training, generator=seeded(settings.seed, 0))
+        known = own_statistics(settings, model, images)
+        _TEACHERS[key] = TrainedTeacher("teacher", model, len(images), tuple(images.label_counts().tolist()), known)
+    return _TEACHERS[key]
+
+
+_TEACHERS: dict[str, TrainedTeacher] = {}
+
+
+def images_of(settings: Settings, cell: Cell, teacher: TrainedTeacher, images: ImageSet) -> tuple[SparseImages, Line]:
+    """What the student is shown, and what it took."""
+    if cell["source"] not in CONTROLS:
+        (found,), line = invert_all(settings, [teacher], settings.inversion.iterations, 1, cell.device)
+        return found, line
+    generator = seeded(settings.seed, 1, 0)
+    rows = torch.randperm(len(images), generator=generator)[: settings.server.images_per_teacher]
+    pixels = (
+        images.images[rows] if cell["source"] == "real" else torch.rand(images.images[rows].shape, generator=generator)
+    )
+    return uninverted(pixels, images.labels[rows], 0), {"inversion_seconds": 0.0}
+
+
+def by_group(model: nn.Module, images: ImageSet, grounds: Tensor) -> list[float]:
+    """Accuracy in [0, 1] of class 0 on ground 0 and 1, and of class 1 on ground 0 and 1."""
+    right = predict(model, images.images).argmax(1) == images.labels
+    return [
+        float(right[(images.labels == label) & (grounds == ground)].float().mean())
+        for label in (0, 1)
+        for ground in (0, 1)
+    ]
+
+
+def scores(groups: Sequence[float]) -> tuple[float, float]:
+    """Of the groups' accuracies the mean and the least, in %."""
+    return 100 * statistics.fmean(groups), 100 * min(groups)
+
+
+def table(lines: Lines) -> list[Table]:
+    """A row of each source: all groups alike, and the worst; and of the teacher."""
+    rows = [["images from", "mean of the groups, %", "worst group, %", "less the teacher's worst", "inversion seconds"]]
+    for source in dict.fromkeys(line["source"] for line in lines):
+        own = [line for line in lines if line["source"] == source]
+        mean, worst = zip(*(scores(line["student"]) for line in own), strict=True)
+        lost = [scores(line["student"])[1] - scores(line["teacher"])[1] for line in own]
+        seconds = statistics.fmean(line["inversion_seconds"] for line in own)
+        rows.append(
+            [source, spread(list(mean)), spread(list(worst)), spread(lost), f"{seconds:.1f}" if seconds else ""]
+        )
+    teachers = {line["seed"]: scores(line["teacher"]) for line in lines}
+    mean, worst = (spread(list(each)) for each in zip(*teachers.values(), strict=True))
+    note = f"The teachers: {mean} % in the mean of the groups, {worst} % in the worst."
+    return [Table(f"squares and stars on misleading ground, seeds {seeds_of(lines)}", rows, [note])]
+
+
+def figure(lines: Lines) -> Any:
+    """Worst group and mean of each source, and the teacher's."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, 4), layout="constrained")
+    axis, names = drawn.subplots(), list(dict.fromkeys(line["source"] for line in lines))
+    for place, name in enumerate(names):
+        for line in (each for each in lines if each["source"] == name):
+            mean, worst = scores(line["student"])
+            axis.plot([place, place], [worst, mean], color="lightgray", zorder=1)
+            axis.scatter(place, mean, color="tab:blue", label="mean of the groups")
+            axis.scatter(place, worst, color="tab:red", label="worst group")
+    for label, colour, which in (("the teacher's mean", "tab:blue", 0), ("the teacher's worst", "tab:red", 1)):
+        level = statistics.fmean(scores(line["teacher"])[which] for line in lines)
+        axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=label)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy in %", ylim=(0, 100),
+             title=f"Squares and stars, the ground misleads; seeds {seeds_of(lines)}")  # fmt: skip
+    handles, labels = axis.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axis.legend(once.values(), once.keys(), fontsize=8)
+    return drawn
+
+
+STUDY = Study(
+    name="context", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="context.png",
+    words=(
+        "experiment=convergence", "data=shapes", "model=outlines", "data.scheme=iid", "evaluation=none",
+        "inversion.parametrisation.levels=[4,8,16]",
+        *(f"model.{each}.{key}" for each in ("student", "clients.vit_p4_w64_d2")
+          for key in ("num_classes=2", "class_names=[square,star]")),
+    ),
+    options=add_options, check=check_clients, in_turn="source",
+    page=Page(
+        "docs/study.md", markdown=True,
+        note=lambda _: ": mean ± standard deviation over the seeds; seconds of the process, on one thread.",
+    ),
+)  # fmt: skip
+main = command(STUDY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

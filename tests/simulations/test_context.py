@@ -1,0 +1,89 @@
+"""Grounds that mislead, groups, and what the study's lines say."""
+
+import json
+
+import pytest
+import torch
+
+from simulations.context import GROUNDS, STUDY, by_group, figure, grounded, main, table
+from simulations.runner.loop import parsed
+from smi_fed.data import ImageSet
+
+
+def images(count=400):
+    generator = torch.Generator().manual_seed(0)
+    pixels, labels = torch.rand(count, 3, 4, 4, generator=generator), torch.arange(count) % 2
+    masks = torch.zeros(count, 4, 4, dtype=torch.bool)
+    masks[:, 1:3, 1:3] = True
+    return ImageSet(pixels, labels, ("square", "star"), masks)
+
+
+def test_the_ground_has_its_colour_and_the_object_stays():
+    plain = images()
+    found, grounds = grounded(plain, 0.9, torch.Generator().manual_seed(1))
+    own = (grounds == plain.labels).float().mean()
+    assert 0.85 < float(own) < 0.95
+    assert torch.equal(found.images[:, :, 1:3, 1:3], plain.images[:, :, 1:3, 1:3])
+    for row in (0, 1, 77):
+        half = (plain.images[row, :, 0, 0] + torch.tensor(GROUNDS[int(grounds[row])])) / 2
+        assert torch.equal(found.images[row, :, 0, 0], half)
+
+
+class ByGround(torch.nn.Module):
+    """Looks at a corner, blue or green."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, pixels):
+        return self.scale * pixels[:, [2, 1], 0, 0]
+
+
+def test_who_goes_by_the_ground_fails_where_it_misleads():
+    plain = images()
+    plain = ImageSet(torch.zeros_like(plain.images), plain.labels, plain.class_names, plain.masks)
+    shown, grounds = grounded(plain, 0.5, torch.Generator().manual_seed(1))
+    assert by_group(ByGround(), shown, grounds) == [1.0, 0.0, 0.0, 1.0]
+
+
+def line(source, student, seed=0):
+    return {"source": source, "seed": seed, "inversion_seconds": 0.0 if source == "real" else 2.0, "student": student,
+            "teacher": [0.9, 0.7, 0.6, 0.8]}  # fmt: skip
+
+
+def test_a_row_of_each_source(tmp_path):
+    lines = [
+        line("dense", [0.8, 0.2, 0.4, 0.6]),
+        line("dense", [0.8, 0.4, 0.4, 0.8], 1),
+        line("real", [0.9, 0.5, 0.6, 0.8]),
+    ]
+    (found,) = table(lines)
+    assert found.rows[1:] == [
+        ["dense", "55.0 ± 7.1", "30.0 ± 14.1", "-30.0 ± 14.1", "2.0"],
+        ["real", "70.0", "50.0", "-10.0", ""],
+    ]
+    assert "75.0 ± 0.0 % in the mean of the groups, 60.0 ± 0.0 % in the worst" in found.notes[0]
+    figure(lines).savefig(tmp_path / "context.png")
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_cell_is_measured_and_kept(tmp_path):
+    words = ["--output", str(tmp_path), "--sources", "attention", "real", "--smoke", "--seeds", "3",
+             "server.images_per_teacher=8", "client.training.steps=2", "distillation.batch_size=8"]  # fmt: skip
+    assert main(words) == 0
+    sparse, real = (json.loads(each) for each in (tmp_path / "pieces.jsonl").read_text().splitlines())
+    assert sparse["teacher"] == real["teacher"]
+    assert len(sparse["student"]) == 4
+    assert real["inversion_seconds"] == 0 < sparse["inversion_seconds"]
+    assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_sources_but_controls_are_inverted_alike():
+    cells = STUDY.cells(parsed(STUDY, []))
+    found = {cell["source"]: STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides)).inversion for cell in cells}
+    assert {name: str(each.schedule) for name, each in found.items() if name in ("dense", "attention", "random")} == {
+        "dense": "", "attention": "5:0.77", "random": "5:0.77",
+    }  # fmt: skip
+    assert {each.learning_rate for each in found.values()} == {0.1}
+    assert {each.iterations for each in found.values()} == {40}
