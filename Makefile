@@ -33,7 +33,11 @@ study: $(READY)
 	@$(BIN)/python -m simulations.transfer --seeds 0 1 2 --data digits shapes
 	@$(BIN)/python -m simulations.quantizing --models deit --seeds 0 1 2
 	@$(BIN)/python -m simulations.privacy --seeds 0 1 2
-	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID shapes
+	@$(BIN)/python -m simulations.attention --seeds 0 1 2
+	@$(BIN)/python -m simulations.context --seeds 0 1 2
+	@$(BIN)/python -m simulations.crowded --seeds 0 1 2
+	@$(BIN)/python -m simulations.amortised --seeds 0 1 2 3 4
+	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID '5 rounds' shapes
 
 # Every kind of cell once, as little as shows that it runs.
 study-smoke: $(READY)
@@ -43,6 +47,9 @@ study-smoke: $(READY)
 	@$(BIN)/python -m simulations.transfer --smoke --data digits shapes --seeds 0 --output runs/study-smoke/transfer
 	@$(BIN)/python -m simulations.quantizing --smoke --models deit --seeds 0 --output runs/study-smoke/quantizing
 	@$(BIN)/python -m simulations.privacy --smoke --seeds 0 --output runs/study-smoke/privacy
+	@$(BIN)/python -m simulations.attention --smoke --teachers registers --seeds 0 --output runs/study-smoke/attention
+	@$(BIN)/python -m simulations.context --smoke --seeds 0 --output runs/study-smoke/context
+	@$(BIN)/python -m simulations.crowded --smoke --seeds 0 --output runs/study-smoke/crowded
 
 throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput

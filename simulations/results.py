@@ -19,9 +19,12 @@ from typing import Any
 from simulations import (
     amortised,
     asking,
+    attention,
     baselines,
     compare,
+    context,
     convergence,
+    crowded,
     hostile,
     methods,
     owners,
@@ -46,8 +49,8 @@ from smi_fed.report import read_report
 
 RESULTS = PROJECT / "benchmarks" / "results"
 _ALL = (
-    amortised, asking, baselines, compare, convergence, hostile, methods, owners, privacy, quantizing, rounds, scale,
-    schedule, server_time, stragglers, transfer, warm_start, why_random,
+    amortised, asking, attention, baselines, compare, context, convergence, crowded, hostile, methods, owners, privacy,
+    quantizing, rounds, scale, schedule, server_time, stragglers, transfer, warm_start, why_random,
 )  # fmt: skip
 STUDIES: tuple[Study, ...] = tuple(each.STUDY for each in _ALL)
 
