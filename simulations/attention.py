@@ -269,16 +269,16 @@ def figure(lines: Lines) -> Any:
         colour = "tab:blue" if own[0]["teacher"] == "supervised" else "tab:orange"
         mean, deviation = _moments(percent(own, "student_test_accuracy"))
         if "iou" not in own[0]:
-            colour, style = ("black", "-.") if own[0]["choice"] in CONTROLS else (colour, "--")
-            axis.axhline(
-                mean, color=colour, linestyle=style, linewidth=1, label=f"{own[0]['teacher']}: {own[0]['choice']}"
-            )
+            choice, shade = own[0]["choice"], "black" if own[0]["choice"] in CONTROLS else colour
+            style = {"noise": ":", "real": "-."}.get(choice, "--")
+            axis.axhline(mean, color=shade, linestyle=style, linewidth=1, label=f"{own[0]['teacher']}: {choice}")
             continue
         place, wide = _moments(percent(own, "iou"))
         axis.errorbar(place, mean, deviation, wide, marker="o", color=colour, capsize=2, elinewidth=0.6)
-        axis.annotate(own[0]["choice"], (place, mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        below = -12 if own[0]["teacher"] == "registers" else 4
+        axis.annotate(own[0]["choice"], (place, mean), xytext=(4, below), textcoords="offset points", fontsize=8)
     if chance := [100 * line["iou_by_chance"] for line in lines if "iou_by_chance" in line]:
-        axis.axvline(statistics.fmean(chance), color="black", linestyle=":", linewidth=1, label="chance")
+        axis.axvline(statistics.fmean(chance), color="black", linewidth=0.6, label="IoU by chance")
     axis.set(xlabel="IoU of the patches that are kept with the true mask, real images, %",
              ylabel="student test accuracy in %", title=f"five shapes, seeds {seeds_of(lines)}")  # fmt: skip
     axis.grid(alpha=0.3)

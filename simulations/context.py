@@ -172,7 +172,7 @@ def figure(lines: Lines) -> Any:
              title=f"Squares and stars, the ground misleads; seeds {seeds_of(lines)}")  # fmt: skip
     handles, labels = axis.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axis.legend(once.values(), once.keys(), fontsize=8)
+    axis.legend(once.values(), once.keys(), fontsize=8, loc="upper center", ncols=4)
     return drawn
 
 
