@@ -32,6 +32,7 @@ from simulations.masks import coverage, iou, kept, pointing
 from simulations.methods import clients_on, control, invert_all, taught
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
+from simulations.sources import ITERATIONS, ONE_TEACHER, RATE, STOP, note
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages, randomness
@@ -40,10 +41,7 @@ from smi_fed.inversion.teacher import Teacher, View, adapt
 from smi_fed.models import Classifier
 from smi_fed.tokens import to_patches
 
-ITERATIONS, STOP, IMAGES = 40, "5:0.77", 200
-RATE = 0.1
-"""Of 0.1 and 0.4 that with which dense images taught more on a seed of its own."""
-
+IMAGES = 200
 LEVELS = (1.0, 3.0)
 RIDGE = 1e-3
 BATCH = 250
@@ -293,15 +291,9 @@ def _moments(values: list[float]) -> tuple[float, float]:
 
 STUDY = Study(
     name="attention", about=__doc__, cells=cells, measure=measure, table=table, figure=figure,
-    picture="attention.png", words=(
-        "experiment=convergence", "data=shapes", "model=outlines", "data.scheme=iid", "evaluation=none",
-        "inversion.parametrisation.levels=[4,8,16]",
-    ),
+    picture="attention.png", words=ONE_TEACHER,
     options=add_options, check=check_clients, in_turn="",
-    page=Page(
-        "docs/study.md", markdown=True,
-        note=lambda _: ": mean ± standard deviation over the seeds; seconds of the process, on one thread.",
-    ),
+    page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from clients.app import own_statistics
-from simulations.convergence import REBIRTH, SMOKE
 from simulations.local_clients import check_clients
 from simulations.methods import invert_all, uninverted
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
+from simulations.sources import ONE_TEACHER, add_options, cells, note, of_both
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages
@@ -38,34 +37,6 @@ OWN_GROUND = 0.95
 
 GROUNDS = ((0.15, 0.35, 0.75), (0.25, 0.6, 0.2))
 """Red, green and blue of water and of grass; half of the ground's colour, the other half stays the image's."""
-
-ITERATIONS, IMAGES, RATE = 40, 400, 0.1
-SOURCES: dict[str, tuple[str, ...]] = {
-    "dense": ("inversion=dense", "inversion.schedule=''"),
-    "attention": ("inversion.selection=attention",),
-    "random": ("inversion.selection=random",),
-    "rebirth at random": (*REBIRTH, "inversion.selection=random"),
-    **dict.fromkeys(CONTROLS, ()),
-}
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """What of the study is measured."""
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
-    parser.add_argument("--smoke", action="store_true", help="as little as shows that every cell runs")
-
-
-def cells(options: Namespace) -> list[Cell]:
-    """Each source of images."""
-    return [
-        Cell(
-            {"source": source, "smoke": options.smoke},
-            (*SOURCES[source], *(SMOKE if options.smoke else ())),
-            (f"server.images_per_teacher={IMAGES}", f"inversion.iterations={ITERATIONS}", "inversion.schedule='5:0.77'",
-             f"inversion.learning_rate={RATE}"),
-        )
-        for source in options.sources
-    ]  # fmt: skip
 
 
 def measure(settings: Settings, cell: Cell) -> Line:
@@ -178,17 +149,9 @@ def figure(lines: Lines) -> Any:
 
 STUDY = Study(
     name="context", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="context.png",
-    words=(
-        "experiment=convergence", "data=shapes", "model=outlines", "data.scheme=iid", "evaluation=none",
-        "inversion.parametrisation.levels=[4,8,16]",
-        *(f"model.{each}.{key}" for each in ("student", "clients.vit_p4_w64_d2")
-          for key in ("num_classes=2", "class_names=[square,star]")),
-    ),
+    words=(*ONE_TEACHER, *of_both("num_classes=2", "class_names=[square,star]")),
     options=add_options, check=check_clients, in_turn="source",
-    page=Page(
-        "docs/study.md", markdown=True,
-        note=lambda _: ": mean ± standard deviation over the seeds; seconds of the process, on one thread.",
-    ),
+    page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)
 

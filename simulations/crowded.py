@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
-from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,12 +20,12 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simulations.convergence import REBIRTH, SMOKE
 from simulations.local_clients import check_clients
 from simulations.methods import clock
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
+from simulations.sources import ONE_TEACHER, add_options, cells, note, of_both
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet
 from smi_fed.inversion import feature_statistics, invert, trajectories
@@ -41,33 +40,6 @@ FIELDS, MOST = 4, 3
 
 SETS = [chosen for count in range(1, MOST + 1) for chosen in itertools.combinations(range(len(CLASSES)), count)]
 TRAINING, TEST = 2000, 500
-ITERATIONS, IMAGES, RATE = 40, 400, 0.1
-SOURCES: dict[str, tuple[str, ...]] = {
-    "dense": ("inversion=dense", "inversion.schedule=''"),
-    "attention": ("inversion.selection=attention",),
-    "random": ("inversion.selection=random",),
-    "rebirth at random": (*REBIRTH, "inversion.selection=random"),
-    **dict.fromkeys(CONTROLS, ()),
-}
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """What of the study is measured."""
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
-    parser.add_argument("--smoke", action="store_true", help="as little as shows that every cell runs")
-
-
-def cells(options: Namespace) -> list[Cell]:
-    """Each source of images."""
-    return [
-        Cell(
-            {"source": source, "smoke": options.smoke},
-            (*SOURCES[source], *(SMOKE if options.smoke else ())),
-            (f"server.images_per_teacher={IMAGES}", f"inversion.iterations={ITERATIONS}", "inversion.schedule='5:0.77'",
-             f"inversion.learning_rate={RATE}"),
-        )
-        for source in options.sources
-    ]  # fmt: skip
 
 
 def measure(settings: Settings, cell: Cell) -> Line:
@@ -188,16 +160,11 @@ def table(lines: Lines) -> list[Table]:
 STUDY = Study(
     name="crowded", about=__doc__, cells=cells, measure=measure, table=table,
     words=(
-        "experiment=convergence", "data=shapes", "model=outlines", "data.scheme=iid", "evaluation=none",
-        "data.image_size=64", "inversion.parametrisation.levels=[8,16,32]", "client.training.steps=800",
-        *(f"model.{each}.{key}" for each in ("student", "clients.vit_p4_w64_d2")
-          for key in ("image_size=64", "kwargs.img_size=64", "kwargs.patch_size=8")),
+        *ONE_TEACHER, *of_both("image_size=64", "kwargs.img_size=64", "kwargs.patch_size=8"), "data.image_size=64",
+        "inversion.parametrisation.levels=[8,16,32]", "client.training.steps=800",
     ),
     options=add_options, check=check_clients, in_turn="source",
-    page=Page(
-        "docs/study.md", markdown=True,
-        note=lambda _: ": mean ± standard deviation over the seeds; seconds of the process, on one thread.",
-    ),
+    page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)
 

@@ -75,7 +75,7 @@ def test_a_row_of_each_source():
         ["dense", "75.0 ± 7.1", "-15.0 ± 7.1", "0.50", "3.0"],
         ["noise", "40.0", "-50.0", "0.50", ""],
     ]
-    assert found.notes == ["The teachers: 90.0 ± 0.0 % mAP, 0.25 miscounted."]
+    assert found.notes == ["The teachers: 90.0 ± 0.0 % mAP, 0.25 classes miscounted."]
 
 
 @pytest.mark.usefixtures("uncounted")
