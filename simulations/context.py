@@ -9,6 +9,7 @@ each, from noise, and from the teacher's own images.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,16 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from clients.app import own_statistics
+from simulations.attention import scored
 from simulations.local_clients import check_clients
+from simulations.masks import coverage, iou, kept
 from simulations.methods import invert_all, uninverted
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
-from simulations.sources import ONE_TEACHER, add_options, cells, note, of_both
+from simulations.sources import ONE_TEACHER, STOP, add_options, cells, note, of_both
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
-from smi_fed.inversion import SparseImages
-from smi_fed.models import build_model, build_seeded
+from smi_fed.inversion import SparseImages, StopSchedule
+from smi_fed.inversion.teacher import adapt
+from smi_fed.models import Classifier, build_model, build_seeded
 from smi_fed.pipeline import TrainedTeacher, distill_student, seeded
 from smi_fed.training import predict, train
 
@@ -40,36 +44,43 @@ GROUNDS = ((0.15, 0.35, 0.75), (0.25, 0.6, 0.2))
 
 
 def measure(settings: Settings, cell: Cell) -> Line:
-    """One student and its teacher, by group."""
-    train_set, test = load_images(settings.data)
-    names, generator = settings.model.student.class_names, seeded(settings.seed, 3)
-    shown, _ = grounded(train_set.of_classes(names), OWN_GROUND, generator)
-    held = grounded(test.of_classes(names), 0.5, generator)
-    teacher = teacher_of(settings, shown)
+    """One student and its teacher, by group; and how well the teacher's attention finds the object."""
+    train_set, test = (each.of_classes(settings.model.student.class_names) for each in load_images(settings.data))
+    own = torch.rand(len(train_set), generator=seeded(settings.seed, 3)) < OWN_GROUND
+    shown = grounded(train_set, torch.where(own, train_set.labels, 1 - train_set.labels))
+    teacher = teacher_of(settings, cell, shown)
     found, line = images_of(settings, cell, teacher, shown)
-    student = build_seeded(settings.model.student, settings.seed)
+    student = build_seeded(settings.model.student, settings.seed).to(cell.device)
     distill_student(student, [teacher], [found], settings.distillation, seeded(settings.seed, 1, 1))
-    return {**line, "student": by_group(student, *held), "teacher": by_group(teacher.model, *held)}
+    models = {"student": by_group(student, test), "teacher": by_group(teacher.model, test)}
+    return {**line, **models, "attention_iou": attention_iou(teacher.model, test)}
 
 
-def grounded(images: ImageSet, share: float, generator: torch.Generator) -> tuple[ImageSet, Tensor]:
-    """Images whose ground has a colour, and which one (n,): with probability `share` that of their class."""
+def grounded(images: ImageSet, grounds: Tensor) -> ImageSet:
+    """Images with masks whose ground takes the colour of `grounds` (n,), places in `GROUNDS`."""
     assert images.masks is not None
-    own = torch.rand(len(images), generator=generator) < share
-    grounds = torch.where(own, images.labels, 1 - images.labels)
     colours = torch.tensor(GROUNDS)[grounds][:, :, None, None]
     pixels = images.images[torch.arange(len(images))]
-    pixels = torch.where(images.masks[:, None], pixels, (pixels + colours) / 2)
-    return replace(images, images=pixels), grounds
+    return replace(images, images=torch.where(images.masks[:, None], pixels, (pixels + colours) / 2))
 
 
-def teacher_of(settings: Settings, images: ImageSet) -> TrainedTeacher:
+def attention_iou(model: Classifier, images: ImageSet) -> float:
+    """Of as many patches as a stop leaves and the object's mask, in [0, 1]; every image on both grounds."""
+    assert images.masks is not None
+    covered = coverage(images.masks, adapt(model).patch_size)
+    count = int(covered.shape[1] * (1 - StopSchedule.parse(STOP).stops[0][1]))
+    both = (grounded(images, torch.full_like(images.labels, ground)) for ground in (0, 1))
+    found = [scored(model, each, "attention").cpu() for each in both]
+    return statistics.fmean(iou(kept(scores, count), covered) for scores in found)
+
+
+def teacher_of(settings: Settings, cell: Cell, images: ImageSet) -> TrainedTeacher:
     """Trained on all images; kept in memory for the next source of the same seed."""
-    key = digest(settings.seed, settings.model, settings.data, settings.client)
+    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
     if key not in _TEACHERS:
         _TEACHERS.clear()
         torch.manual_seed(settings.seed * 1000)
-        model = build_model(settings.model.of_client(0))
+        model = build_model(settings.model.of_client(0)).to(cell.device)
         train(model, images, settings.client.training, generator=seeded(settings.seed, 0))
         known = own_statistics(settings, model, images)
         _TEACHERS[key] = TrainedTeacher("teacher", model, len(images), tuple(images.label_counts().tolist()), known)
@@ -92,14 +103,14 @@ def images_of(settings: Settings, cell: Cell, teacher: TrainedTeacher, images: I
     return uninverted(pixels, images.labels[rows], 0), {"inversion_seconds": 0.0}
 
 
-def by_group(model: nn.Module, images: ImageSet, grounds: Tensor) -> list[float]:
-    """Accuracy in [0, 1] of class 0 on ground 0 and 1, and of class 1 on ground 0 and 1."""
-    right = predict(model, images.images).argmax(1) == images.labels
-    return [
-        float(right[(images.labels == label) & (grounds == ground)].float().mean())
-        for label in (0, 1)
-        for ground in (0, 1)
-    ]
+def by_group(model: nn.Module, images: ImageSet) -> list[float]:
+    """Accuracy in [0, 1] of class 0 on ground 0 and 1, and of class 1 on ground 0 and 1; every image on both."""
+    found = list[float]()
+    for label, ground in itertools.product((0, 1), (0, 1)):
+        own = images.select((images.labels == label).nonzero()[:, 0])
+        said = predict(model, grounded(own, torch.full_like(own.labels, ground)).images)
+        found.append(float((said.argmax(1).cpu() == label).float().mean()))
+    return found
 
 
 def scores(groups: Sequence[float]) -> tuple[float, float]:
@@ -120,7 +131,11 @@ def table(lines: Lines) -> list[Table]:
         )
     teachers = {line["seed"]: scores(line["teacher"]) for line in lines}
     mean, worst = (spread(list(each)) for each in zip(*teachers.values(), strict=True))
-    note = f"The teachers: {mean} % in the mean of the groups, {worst} % in the worst."
+    overlap = spread(list({line["seed"]: 100 * line["attention_iou"] for line in lines}.values()))
+    note = (
+        f"The teachers: {mean} % in the mean of the groups, {worst} % in the worst; the patches that their attention "
+        f"chooses have an IoU of {overlap} % with the object."
+    )
     return [Table(f"squares and stars on misleading ground, seeds {seeds_of(lines)}", rows, [note])]
 
 

@@ -28,11 +28,11 @@ from simulations.runner.ledger import digest
 from simulations.sources import ONE_TEACHER, add_options, cells, note, of_both
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet
-from smi_fed.inversion import feature_statistics, invert, trajectories
+from smi_fed.inversion import FeatureStatistics, feature_statistics, invert, trajectories
 from smi_fed.models import Classifier, build_model, build_seeded
 from smi_fed.pipeline import seeded
 from smi_fed.shapes import CLASS_NAMES, draw_shapes
-from smi_fed.training import predict, train
+from smi_fed.training import Loss, predict, train
 
 CLASSES, FILLER = ("ring", "square", "frame", "triangle", "star"), "disc"
 FIELDS, MOST = 4, 3
@@ -44,25 +44,27 @@ TRAINING, TEST = 2000, 500
 
 def measure(settings: Settings, cell: Cell) -> Line:
     """One student and its teacher."""
-    school = school_of(settings)
+    school = school_of(settings, cell)
     begin = clock(cell.device)
     shown = images_of(settings, cell["source"], school)
     took = 0.0 if cell["source"] in CONTROLS else clock(cell.device) - begin
-    student = build_seeded(settings.model.student, settings.seed)
+    student = build_seeded(settings.model.student, settings.seed).to(cell.device)
     lessons = ImageSet(shown, torch.zeros(len(shown), dtype=torch.long), ("scene",))
+    training = replace(settings.client.training, steps=settings.distillation.steps)
+    train(student, lessons, training, generator=seeded(settings.seed, 1, 1), loss=answers_of(school.teacher))
+    scores = {"student": judged(student, school.test), "teacher": judged(school.teacher, school.test)}
+    return {"inversion_seconds": took, **scores}
 
-    def answers(model: nn.Module, images: Tensor, _: Tensor) -> Tensor:
+
+def answers_of(teacher: nn.Module) -> Loss:
+    """Binary cross-entropy to what the teacher says of each class; labels are not asked for."""
+
+    def loss(model: nn.Module, images: Tensor, _: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = school.teacher(images).sigmoid()
+            wanted = teacher(images).sigmoid()
         return F.binary_cross_entropy_with_logits(model(images), wanted)
 
-    training = replace(settings.client.training, steps=settings.distillation.steps)
-    train(student, lessons, training, generator=seeded(settings.seed, 1, 1), loss=answers)
-    return {
-        "inversion_seconds": took,
-        "student": judged(student, school.test),
-        "teacher": judged(school.teacher, school.test),
-    }
+    return loss
 
 
 def sets() -> Tensor:
@@ -74,7 +76,7 @@ def sets() -> Tensor:
 
 
 def scenes(count: int, size: int, generator: torch.Generator) -> ImageSet:
-    """Scenes of `size` pixels a side, labelled with their place in `SETS`."""
+    """Scenes (count, 3, size, size) in [0, 1], labelled with their place in `SETS`."""
     codes = torch.randint(len(SETS), (count,), generator=generator)
     places = [CLASS_NAMES.index(name) for name in (*CLASSES, FILLER)]
     shapes = torch.tensor([[*SETS[code], *[len(CLASSES)] * FIELDS][:FIELDS] for code in codes.tolist()])
@@ -86,28 +88,30 @@ def scenes(count: int, size: int, generator: torch.Generator) -> ImageSet:
 
 
 class School(NamedTuple):
-    """The teacher of one seed, its own scenes and the test's."""
+    """The teacher of one seed, its own scenes, what its client would send of their features, and the test's scenes."""
 
     teacher: Classifier
     shown: ImageSet
+    statistics: FeatureStatistics
     test: ImageSet
 
 
-def school_of(settings: Settings) -> School:
+def school_of(settings: Settings, cell: Cell) -> School:
     """That of a seed; kept in memory for its next source."""
-    key = digest(settings.seed, settings.model, settings.client)
+    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
     if key not in _SCHOOLS:
         _SCHOOLS.clear()
         generator, spec = seeded(settings.seed, 3), settings.model.of_client(0)
         shown, test = (scenes(count, settings.data.image_size, generator) for count in (TRAINING, TEST))
         torch.manual_seed(settings.seed * 1000)
-        teacher, known = build_model(spec), sets()
+        teacher, known = build_model(spec).to(cell.device), sets().to(cell.device)
 
         def loss(model: nn.Module, images: Tensor, codes: Tensor) -> Tensor:
             return F.binary_cross_entropy_with_logits(model(images), known[codes])
 
         train(teacher, shown, settings.client.training, generator=seeded(settings.seed, 0), loss=loss)
-        _SCHOOLS[key] = School(teacher, shown, test)
+        statistics = feature_statistics(teacher, shown.images[torch.arange(len(shown))].split(256))
+        _SCHOOLS[key] = School(teacher, shown, statistics, test)
     return _SCHOOLS[key]
 
 
@@ -124,13 +128,13 @@ def images_of(settings: Settings, source: str, school: School) -> Tensor:
         return torch.rand(own[:count].shape, generator=generator)
     inversion = settings.inversion.scaled(settings.inversion.iterations)
     codes = torch.randint(len(SETS), (trajectories(school.teacher, inversion, count),), generator=generator)
-    known = feature_statistics(school.teacher, own.split(256))
-    return invert(school.teacher, sets()[codes], inversion, generator=generator, statistics=known).images[:count]
+    found = invert(school.teacher, sets()[codes], inversion, generator=generator, statistics=school.statistics)
+    return found.images[:count]
 
 
 def judged(model: nn.Module, scenes: ImageSet) -> Line:
     """Mean average precision, and the mean distance of the number of classes said to be there from the true one."""
-    there, logits = sets()[scenes.labels], predict(model, scenes.images)
+    there, logits = sets()[scenes.labels], predict(model, scenes.images).cpu()
     wrong = ((logits > 0).sum(1) - there.sum(1)).abs()
     return {
         "map": float(average_precision_score(there.numpy(), logits.numpy(), average="macro")),

@@ -1,14 +1,30 @@
 """What a crowded scene shows, how students are judged, and what the study's lines say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from simulations.crowded import CLASSES, FIELDS, SETS, STUDY, judged, main, scenes, sets, table
+from simulations.crowded import (
+    CLASSES,
+    FIELDS,
+    SETS,
+    STUDY,
+    School,
+    answers_of,
+    images_of,
+    judged,
+    main,
+    scenes,
+    sets,
+    table,
+)
 from simulations.runner.loop import parsed
 from smi_fed.data import ImageSet
+from smi_fed.inversion import feature_statistics
 from smi_fed.shapes import draw_shapes
+from tests.models import small_vit
 
 
 def test_every_set_of_one_to_three_classes_has_a_code():
@@ -61,6 +77,29 @@ def test_judged_by_precision_and_by_count():
     every = judged(Oracle(more=1.0), shown)  # in the right order, and all of them there
     assert every["map"] == 1.0
     assert every["count_error"] == pytest.approx(float((len(CLASSES) - sets().sum(1)).mean()))
+
+
+def test_images_are_made_for_sets_and_the_student_learns_the_teachers_answers(monkeypatch):
+    asked = []
+
+    def noted(teacher, targets, config, **_):
+        asked.append(targets)
+        return SimpleNamespace(images=torch.zeros(len(targets), 3, 8, 8))
+
+    monkeypatch.setattr("simulations.crowded.invert", noted)
+    settings = STUDY.compose((*STUDY.words, "server.images_per_teacher=30", "inversion.iterations=40"))
+    shown = scenes(4, 16, torch.Generator().manual_seed(0))
+    known = feature_statistics(teacher := small_vit(), torch.rand(1, 4, len(teacher.mean), *teacher.image_size))
+    school = School(teacher, shown, known, shown)
+    assert len(images_of(settings, "dense", school)) == 30
+    (targets,) = asked
+    assert set(map(tuple, targets.tolist())) <= set(map(tuple, sets().tolist()))
+    assert len(targets.unique(dim=0)) > 10
+    oracle, shy = Oracle(), Oracle(more=-1.0)
+    pixels = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted, said = torch.sigmoid(oracle(pixels)), torch.sigmoid(shy(pixels))
+    expected = -(wanted * said.log() + (1 - wanted) * (1 - said).log()).mean()
+    assert float(answers_of(oracle)(shy, pixels, torch.zeros(3))) == pytest.approx(float(expected))
 
 
 def line(source, precision, seed=0):
