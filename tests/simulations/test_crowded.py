@@ -118,9 +118,11 @@ def test_a_row_of_each_source():
 
 
 @pytest.mark.usefixtures("uncounted")
-def test_a_cell_is_measured_and_kept(tmp_path):
+def test_a_cell_is_measured_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.crowded.TRAINING", 64)
+    monkeypatch.setattr("simulations.crowded.TEST", 40)
     words = ["--output", str(tmp_path), "--sources", "attention", "real", "--smoke", "--seeds", "3",
-             "client.training.steps=2", "distillation.batch_size=8"]  # fmt: skip
+             "client.training.batch_size=8", "distillation.batch_size=8"]  # fmt: skip
     assert main(words) == 0
     sparse, real = (json.loads(each) for each in (tmp_path / "pieces.jsonl").read_text().splitlines())
     assert sparse["teacher"] == real["teacher"]
