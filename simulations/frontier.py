@@ -46,6 +46,10 @@ def _is_more(one: Line, other: Line) -> bool:
     return all(one[key] >= other[key] for key in ("iterations", "images_per_client"))
 
 
+def _budget(line: Line) -> tuple[int, int]:
+    return line["images_per_client"], line["iterations"]
+
+
 def table(lines: Lines) -> list[Table]:
     """Of each condition every setting's accuracy, and seconds to each target; then the rates that were tried."""
     found = []
@@ -60,13 +64,13 @@ def table(lines: Lines) -> list[Table]:
 
 
 def _settings(title: str, lines: Lines) -> Table:
-    budgets = sorted({(line["images_per_client"], line["iterations"]) for line in lines if line["iterations"]})
+    budgets = sorted({_budget(line) for line in lines if line["iterations"]})
     rows = [["method", *(f"{images} x {iterations}" for images, iterations in budgets)]]
     for method in methods_of(lines):
         row = [method]
         for images, iterations in budgets:
             at = iterations if method not in CONTROLS else 0
-            here = [x for x in lines if (x["method"], x["images_per_client"], x["iterations"]) == (method, images, at)]
+            here = [x for x in lines if (x["method"], *_budget(x)) == (method, images, at)]
             row.append(_cell(here))
         rows.append(row)
     return Table(f"{title}: accuracy in % (inversion seconds) by images a client x iterations", rows)
@@ -137,7 +141,11 @@ def figure(lines: Lines) -> Any:
     from matplotlib.figure import Figure
 
     lines = [line for line in lines if not is_tuning(line["condition"])]
-    conditions = list(dict.fromkeys(line["condition"] for line in lines)) or ["nothing"]
+    every = list(dict.fromkeys(line["condition"] for line in lines))
+    wide = [
+        each for each in every if len({_budget(x) for x in lines if x["condition"] == each and x["iterations"]}) > 1
+    ]
+    conditions = wide or every or ["nothing"]  # a single setting is no frontier
     drawn = Figure(figsize=(13, 4.6 * len(conditions) + 0.6), layout="constrained")
     axes = drawn.subplots(len(conditions), 2, squeeze=False)
     for row, condition in zip(axes, conditions, strict=True):
@@ -180,8 +188,7 @@ def _panel(axis: Any, lines: Lines, seconds: Callable[[Line], float], methods: S
 
 def _means(lines: Lines, seconds: Callable[[Line], float]) -> Sequence[tuple[float, float]]:
     """(seconds, accuracy in %) of each setting, mean over the seeds."""
-    settings = dict.fromkeys((line["images_per_client"], line["iterations"]) for line in lines)
-    groups = [[x for x in lines if (x["images_per_client"], x["iterations"]) == each] for each in settings]
+    groups = [[x for x in lines if _budget(x) == each] for each in dict.fromkeys(map(_budget, lines))]
     return [
         (statistics.fmean(map(seconds, each)), 100 * statistics.fmean(x["student_test_accuracy"] for x in each))
         for each in groups
