@@ -48,7 +48,7 @@ class DistillationConfig(TrainingConfig):
         SettingError: naming what cannot be.
     """
 
-    steps: Natural = 600
+    steps: Natural = 500
     temperature: Positive = 2.0
     mixup: NonNegative = 1.0
     tokens: Literal["all", "kept", "mixed"] = "all"
