@@ -39,17 +39,19 @@ study: $(READY)
 	@$(BIN)/python -m simulations.amortised --seeds 0 1 2 3 4
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID '5 rounds' shapes
 
-# Every kind of cell once, as little as shows that it runs.
+# Every kind of cell once, as little as shows that it runs; two studies at a time, each on a core.
+SMOKE_convergence := --images 8 --iterations 5
+SMOKE_schedule := --ratios 0.77
+SMOKE_transfer := --data digits shapes
+SMOKE_quantizing := --models deit
+SMOKE_attention := --teachers registers
+SMOKES := convergence transfer baselines schedule quantizing privacy attention context crowded
+
 study-smoke: $(READY)
-	@$(BIN)/python -m simulations.convergence --smoke --images 8 --iterations 5 --seeds 0 --output runs/study-smoke/convergence
-	@$(BIN)/python -m simulations.baselines --smoke --seeds 0 --output runs/study-smoke/baselines
-	@$(BIN)/python -m simulations.schedule --smoke --ratios 0.77 --seeds 0 --output runs/study-smoke/schedule
-	@$(BIN)/python -m simulations.transfer --smoke --data digits shapes --seeds 0 --output runs/study-smoke/transfer
-	@$(BIN)/python -m simulations.quantizing --smoke --models deit --seeds 0 --output runs/study-smoke/quantizing
-	@$(BIN)/python -m simulations.privacy --smoke --seeds 0 --output runs/study-smoke/privacy
-	@$(BIN)/python -m simulations.attention --smoke --teachers registers --seeds 0 --output runs/study-smoke/attention
-	@$(BIN)/python -m simulations.context --smoke --seeds 0 --output runs/study-smoke/context
-	@$(BIN)/python -m simulations.crowded --smoke --seeds 0 --output runs/study-smoke/crowded
+	@$(MAKE) --no-print-directory -j2 $(SMOKES:%=smoke-%)
+
+smoke-%: $(READY)
+	@$(BIN)/python -m simulations.$* --smoke $(SMOKE_$*) --seeds 0 --output runs/study-smoke/$*
 
 throughput: $(READY)
 	@$(BIN)/python -m simulations.throughput
