@@ -68,7 +68,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -m slow -n 3 --dist worksteal --durations 12  # half of their time is waiting
+	@$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations 12  # half of their time is waiting
 
 lint: $(READY)
 	@$(BIN)/ruff check .
