@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from simulations.convergence import SMOKE
+from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.masks import coverage, iou, kept, pointing
 from simulations.methods import clients_on, control, invert_all, taught
@@ -42,7 +43,7 @@ from smi_fed.models import Classifier
 from smi_fed.tokens import to_patches
 
 IMAGES = 200
-LEVELS = (1.0, 3.0)
+LEVELS, NOISY = (1.0, 3.0), "attention, noise {:g}".format
 RIDGE = 1e-3
 BATCH = 250
 """Real images that a teacher is shown at once."""
@@ -51,15 +52,7 @@ DENSE, OPPOSITE = "dense", "opposite"
 TEACHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "supervised": (
         (),
-        (
-            *CONTROLS,
-            DENSE,
-            OPPOSITE,
-            "random",
-            *(f"attention, noise {x:g}" for x in LEVELS[::-1]),
-            "attention",
-            "oracle",
-        ),
+        (*CONTROLS, DENSE, OPPOSITE, "random", *map(NOISY, LEVELS[::-1]), "attention", "oracle"),
     ),
     "registers": (
         ("+model.clients.vit_p4_w64_d2.kwargs.reg_tokens=4",),
@@ -90,7 +83,7 @@ def choices(readout: Tensor) -> dict[str, Selection]:
         return read_tokens(candidates.teacher, candidates.view) @ readout
 
     return {
-        **{f"attention, noise {level:g}": partial(noisy, level=level) for level in LEVELS},
+        **{NOISY(level): partial(noisy, level=level) for level in LEVELS},
         "oracle": oracle,
         OPPOSITE: lambda candidates: -oracle(candidates),
     }
@@ -137,7 +130,8 @@ def measure(settings: Settings, cell: Cell) -> Line:
         return taught(settings, cell, teachers, list(control(choice, settings, teachers)))
     model = teachers[0].model
     train, test = (each.of_classes(model.spec.class_names) for each in load_images(settings.data))
-    with known(choices(fitted(model, train))):
+    readout = _READOUTS.of(teachers[0].digest, lambda: fitted(model, train))
+    with known(choices(readout)):
         if choice != DENSE:
             settings = replace(settings, inversion=replace(settings.inversion, selection=choice))
         (found,), inverted = invert_all(settings, teachers, settings.inversion.iterations, 1, cell.device)
@@ -146,6 +140,9 @@ def measure(settings: Settings, cell: Cell) -> Line:
             return line
         count = int(found.mask[0].sum())
         return {**line, **looked(model, test, choice, count), "synthetic_iou": synthetic_iou(model, found)}
+
+
+_READOUTS = Latest[Tensor]()
 
 
 def looked(model: Classifier, images: ImageSet, choice: str, count: int) -> Line:

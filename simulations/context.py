@@ -14,13 +14,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clients.app import own_statistics
 from simulations.attention import scored
+from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.masks import coverage, iou, kept
 from simulations.methods import invert_all, uninverted
@@ -43,17 +44,39 @@ GROUNDS = ((0.15, 0.35, 0.75), (0.25, 0.6, 0.2))
 """Red, green and blue of water and of grass; half of the ground's colour, the other half stays the image's."""
 
 
+class School(NamedTuple):
+    """The teacher of one seed, the images that it was trained on, the test's, and what a line tells of it."""
+
+    teacher: TrainedTeacher
+    shown: ImageSet
+    test: ImageSet
+    told: Line
+
+
 def measure(settings: Settings, cell: Cell) -> Line:
     """One student and its teacher, by group; and how well the teacher's attention finds the object."""
-    train_set, test = (each.of_classes(settings.model.student.class_names) for each in load_images(settings.data))
-    own = torch.rand(len(train_set), generator=seeded(settings.seed, 3)) < OWN_GROUND
-    shown = grounded(train_set, torch.where(own, train_set.labels, 1 - train_set.labels))
-    teacher = teacher_of(settings, cell, shown)
-    found, line = images_of(settings, cell, teacher, shown)
+    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
+    school = _SCHOOLS.of(key, lambda: school_of(settings, cell))
+    found, line = images_of(settings, cell, school)
     student = build_seeded(settings.model.student, settings.seed).to(cell.device)
-    distill_student(student, [teacher], [found], settings.distillation, seeded(settings.seed, 1, 1))
-    models = {"student": by_group(student, test), "teacher": by_group(teacher.model, test)}
-    return {**line, **models, "attention_iou": attention_iou(teacher.model, test)}
+    distill_student(student, [school.teacher], [found], settings.distillation, seeded(settings.seed, 1, 1))
+    return {**line, "student": by_group(student, school.test), **school.told}
+
+
+_SCHOOLS = Latest[School]()
+
+
+def school_of(settings: Settings, cell: Cell) -> School:
+    """The teacher is trained on all images, most of whose objects are on their own kind's ground."""
+    images, test = (each.of_classes(settings.model.student.class_names) for each in load_images(settings.data))
+    own = torch.rand(len(images), generator=seeded(settings.seed, 3)) < OWN_GROUND
+    shown = grounded(images, torch.where(own, images.labels, 1 - images.labels))
+    torch.manual_seed(settings.seed * 1000)
+    model = build_model(settings.model.of_client(0)).to(cell.device)
+    train(model, shown, settings.client.training, generator=seeded(settings.seed, 0))
+    counts, known = tuple(shown.label_counts().tolist()), own_statistics(settings, model, shown)
+    told = {"teacher": by_group(model, test), "attention_iou": attention_iou(model, test)}
+    return School(TrainedTeacher("teacher", model, len(shown), counts, known), shown, test, told)
 
 
 def grounded(images: ImageSet, grounds: Tensor) -> ImageSet:
@@ -74,33 +97,17 @@ def attention_iou(model: Classifier, images: ImageSet) -> float:
     return statistics.fmean(iou(kept(scores, count), covered) for scores in found)
 
 
-def teacher_of(settings: Settings, cell: Cell, images: ImageSet) -> TrainedTeacher:
-    """Trained on all images; kept in memory for the next source of the same seed."""
-    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
-    if key not in _TEACHERS:
-        _TEACHERS.clear()
-        torch.manual_seed(settings.seed * 1000)
-        model = build_model(settings.model.of_client(0)).to(cell.device)
-        train(model, images, settings.client.training, generator=seeded(settings.seed, 0))
-        known = own_statistics(settings, model, images)
-        _TEACHERS[key] = TrainedTeacher("teacher", model, len(images), tuple(images.label_counts().tolist()), known)
-    return _TEACHERS[key]
-
-
-_TEACHERS: dict[str, TrainedTeacher] = {}
-
-
-def images_of(settings: Settings, cell: Cell, teacher: TrainedTeacher, images: ImageSet) -> tuple[SparseImages, Line]:
+def images_of(settings: Settings, cell: Cell, school: School) -> tuple[SparseImages, Line]:
     """What the student is shown, and what it took."""
     if cell["source"] not in CONTROLS:
-        (found,), line = invert_all(settings, [teacher], settings.inversion.iterations, 1, cell.device)
+        (found,), line = invert_all(settings, [school.teacher], settings.inversion.iterations, 1, cell.device)
         return found, line
     generator = seeded(settings.seed, 1, 0)
-    rows = torch.randperm(len(images), generator=generator)[: settings.server.images_per_teacher]
-    pixels = (
-        images.images[rows] if cell["source"] == "real" else torch.rand(images.images[rows].shape, generator=generator)
-    )
-    return uninverted(pixels, images.labels[rows], 0), {"inversion_seconds": 0.0}
+    rows = torch.randperm(len(school.shown), generator=generator)[: settings.server.images_per_teacher]
+    pixels = school.shown.images[rows]
+    if cell["source"] == "noise":
+        pixels = torch.rand(pixels.shape, generator=generator)
+    return uninverted(pixels, school.shown.labels[rows], 0), {"inversion_seconds": 0.0}
 
 
 def by_group(model: nn.Module, images: ImageSet) -> list[float]:

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.methods import clock
 from simulations.methods.report import CONTROLS, spread
@@ -42,9 +43,20 @@ SETS = [chosen for count in range(1, MOST + 1) for chosen in itertools.combinati
 TRAINING, TEST = 2000, 500
 
 
+class School(NamedTuple):
+    """The teacher of one seed, its own scenes, what its client would send of their features, the test's, its scores."""
+
+    teacher: Classifier
+    shown: ImageSet
+    statistics: FeatureStatistics
+    test: ImageSet
+    scores: Line
+
+
 def measure(settings: Settings, cell: Cell) -> Line:
     """One student and its teacher."""
-    school = school_of(settings, cell)
+    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
+    school = _SCHOOLS.of(key, lambda: school_of(settings, cell))
     begin = clock(cell.device)
     shown = images_of(settings, cell["source"], school)
     took = 0.0 if cell["source"] in CONTROLS else clock(cell.device) - begin
@@ -52,8 +64,10 @@ def measure(settings: Settings, cell: Cell) -> Line:
     lessons = ImageSet(shown, torch.zeros(len(shown), dtype=torch.long), ("scene",))
     training = replace(settings.client.training, steps=settings.distillation.steps)
     train(student, lessons, training, generator=seeded(settings.seed, 1, 1), loss=answers_of(school.teacher))
-    scores = {"student": judged(student, school.test), "teacher": judged(school.teacher, school.test)}
-    return {"inversion_seconds": took, **scores}
+    return {"inversion_seconds": took, "student": judged(student, school.test), "teacher": school.scores}
+
+
+_SCHOOLS = Latest[School]()
 
 
 def answers_of(teacher: nn.Module) -> Loss:
@@ -87,45 +101,27 @@ def scenes(count: int, size: int, generator: torch.Generator) -> ImageSet:
     return ImageSet(rows.reshape(count, fields.shape[1], size, size), codes, tuple(map(str, SETS)))
 
 
-class School(NamedTuple):
-    """The teacher of one seed, its own scenes, what its client would send of their features, and the test's scenes."""
-
-    teacher: Classifier
-    shown: ImageSet
-    statistics: FeatureStatistics
-    test: ImageSet
-
-
 def school_of(settings: Settings, cell: Cell) -> School:
-    """That of a seed; kept in memory for its next source."""
-    key = digest(settings.seed, settings.model, settings.data, settings.client, str(cell.device))
-    if key not in _SCHOOLS:
-        _SCHOOLS.clear()
-        generator, spec = seeded(settings.seed, 3), settings.model.of_client(0)
-        shown, test = (scenes(count, settings.data.image_size, generator) for count in (TRAINING, TEST))
-        torch.manual_seed(settings.seed * 1000)
-        teacher, known = build_model(spec).to(cell.device), sets().to(cell.device)
+    """The teacher is trained to say of each class whether it is there."""
+    generator, spec = seeded(settings.seed, 3), settings.model.of_client(0)
+    shown, test = (scenes(count, settings.data.image_size, generator) for count in (TRAINING, TEST))
+    torch.manual_seed(settings.seed * 1000)
+    teacher, there = build_model(spec).to(cell.device), sets().to(cell.device)
 
-        def loss(model: nn.Module, images: Tensor, codes: Tensor) -> Tensor:
-            return F.binary_cross_entropy_with_logits(model(images), known[codes])
+    def loss(model: nn.Module, images: Tensor, codes: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(images), there[codes])
 
-        train(teacher, shown, settings.client.training, generator=seeded(settings.seed, 0), loss=loss)
-        statistics = feature_statistics(teacher, shown.images[torch.arange(len(shown))].split(256))
-        _SCHOOLS[key] = School(teacher, shown, statistics, test)
-    return _SCHOOLS[key]
-
-
-_SCHOOLS: dict[str, School] = {}
+    train(teacher, shown, settings.client.training, generator=seeded(settings.seed, 0), loss=loss)
+    known = feature_statistics(teacher, shown.images.split(256))
+    return School(teacher, shown, known, test, judged(teacher, test))
 
 
 def images_of(settings: Settings, source: str, school: School) -> Tensor:
     """Images (n, c, h, w) of sets of classes, each set as likely."""
     generator, count = seeded(settings.seed, 1, 0), settings.server.images_per_teacher
-    own = school.shown.images[torch.arange(len(school.shown))]
-    if source == "real":
-        return own[:count]
-    if source == "noise":
-        return torch.rand(own[:count].shape, generator=generator)
+    if source in CONTROLS:
+        own = school.shown.images[torch.arange(min(count, len(school.shown)))]
+        return own if source == "real" else torch.rand(own.shape, generator=generator)
     inversion = settings.inversion.scaled(settings.inversion.iterations)
     codes = torch.randint(len(SETS), (trajectories(school.teacher, inversion, count),), generator=generator)
     found = invert(school.teacher, sets()[codes], inversion, generator=generator, statistics=school.statistics)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clients.app import own_images
+from simulations.latest import Latest
 from simulations.local_clients import check_clients, kept_images, trained_clients
 from simulations.methods import control
 from simulations.owners_report import figure, table
@@ -180,13 +181,10 @@ def pictures(kind: str, settings: Settings, cell: Cell, owners: Owners) -> list[
 def owners_of(settings: Settings, cell: Cell) -> Owners:
     """Those of a cell, kept in memory while cells ask for the same ones."""
     key = digest(settings.seed, settings.model, settings.data, settings.client, settings.inversion.statistics)
-    if key not in _OWNERS:
-        _OWNERS.clear()
-        _OWNERS[key] = _owners(settings, cell)
-    return _OWNERS[key]
+    return _OWNERS.of(key, lambda: _owners(settings, cell))
 
 
-_OWNERS: dict[str, Owners] = {}
+_OWNERS = Latest[Owners]()
 
 
 def _owners(settings: Settings, cell: Cell) -> Owners:

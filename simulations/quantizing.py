@@ -23,6 +23,7 @@ from torch import Tensor
 
 from clients.app import own_images
 from simulations import owners
+from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, invert_all
 from simulations.methods.report import spread
@@ -129,15 +130,16 @@ def share(right: Tensor) -> float:
 def trained_of(settings: Settings, cell: Cell) -> Trained:
     """The model of a cell, kept in memory while cells ask for the same one, and on disk."""
     key = digest(settings.seed, settings.model, settings.data, settings.client, cell.device, cell.output)
-    if key not in _TRAINED:
-        _TRAINED.clear()
+
+    def trained() -> Trained:
         (teacher,) = clients_on(settings, cell, 1)
         train, test = own_images(settings, 0, 1, teacher.model.spec), load_images(settings.data)[1]
-        _TRAINED[key] = Trained(teacher, train, test, predict(teacher.model, test.images).argmax(1))
-    return _TRAINED[key]
+        return Trained(teacher, train, test, predict(teacher.model, test.images).argmax(1))
+
+    return _TRAINED.of(key, trained)
 
 
-_TRAINED: dict[str, Trained] = {}
+_TRAINED = Latest[Trained]()
 
 
 def images_of(settings: Settings, cell: Cell, trained: Trained) -> tuple[Tensor, float]:
@@ -146,17 +148,17 @@ def images_of(settings: Settings, cell: Cell, trained: Trained) -> tuple[Tensor,
     Kept in memory while cells ask for the same ones.
     """
     key = digest(settings.seed, trained.teacher.digest, settings.inversion, cell["source"], cell["images"])
-    if key not in _IMAGES:
-        _IMAGES.clear()
-        if cell["source"] in SYNTHETIC:
-            (found,), told = invert_all(settings, [trained.teacher], cell["iterations"], 1, cell.device)
-            _IMAGES[key] = found.images, told["inversion_seconds"]
-        else:
-            _IMAGES[key] = without_inversion(cell["source"], trained, cell["images"], seeded(settings.seed, 1, 0)), 0.0
-    return _IMAGES[key]
+
+    def made() -> tuple[Tensor, float]:
+        if cell["source"] not in SYNTHETIC:
+            return without_inversion(cell["source"], trained, cell["images"], seeded(settings.seed, 1, 0)), 0.0
+        (found,), told = invert_all(settings, [trained.teacher], cell["iterations"], 1, cell.device)
+        return found.images, told["inversion_seconds"]
+
+    return _IMAGES.of(key, made)
 
 
-_IMAGES: dict[str, tuple[Tensor, float]] = {}
+_IMAGES = Latest[tuple[Tensor, float]]()
 
 
 def without_inversion(source: str, trained: Trained, count: int, generator: torch.Generator) -> Tensor:

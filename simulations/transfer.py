@@ -24,6 +24,7 @@ import torch
 from simulations import owners
 from simulations.convergence import METHODS, SHAPES, SMOKE, rate_of
 from simulations.curve import Curve
+from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, control, invert_all
 from simulations.methods.report import CONTROLS
@@ -156,19 +157,20 @@ def school_of(settings: Settings, cell: Cell) -> School:
     """That of a cell, kept in memory while cells ask for the same one."""
     known = (settings.seed, settings.model, settings.data, settings.client, settings.inversion.statistics)
     key = digest(*known, str(cell.device), str(cell.output), cell["smoke"])
-    if key not in _SCHOOLS:
-        _SCHOOLS.clear()
-        (teacher,) = clients_on(settings, cell, 1)
-        _, test = shared_images(settings.data)
-        if cell["smoke"]:
-            test = test.select(torch.randperm(len(test), generator=seeded(settings.seed))[:SMOKE_TEST])
-        test = test.loaded()
-        test = replace(test, images=test.images.to(cell.device))
-        _SCHOOLS[key] = School(teacher, test, right(settings, teacher.model, test))
-    return _SCHOOLS[key]
+    return _SCHOOLS.of(key, lambda: _school(settings, cell))
 
 
-_SCHOOLS: dict[str, School] = {}
+_SCHOOLS = Latest[School]()
+
+
+def _school(settings: Settings, cell: Cell) -> School:
+    (teacher,) = clients_on(settings, cell, 1)
+    _, test = shared_images(settings.data)
+    if cell["smoke"]:
+        test = test.select(torch.randperm(len(test), generator=seeded(settings.seed))[:SMOKE_TEST])
+    test = test.loaded()
+    test = replace(test, images=test.images.to(cell.device))
+    return School(teacher, test, right(settings, teacher.model, test))
 
 
 def right(settings: Settings, model: Classifier, test: ImageSet) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clients.app import own_images
+from simulations.latest import Latest
 from simulations.local_clients import check_clients, trained_clients
 from simulations.methods import report
 from simulations.methods.report import CONTROLS
@@ -139,15 +140,17 @@ def clients_on(settings: Settings, cell: Cell, number: int) -> list[TrainedTeach
     """So many trained clients, on the cell's device; kept in memory while cells ask for the same ones."""
     uses = settings.inversion.statistics > 0, settings.distills
     key = digest(settings.seed, settings.model, settings.data, settings.client, uses, number, cell.output, cell.device)
-    if key not in _CLIENTS:
-        _CLIENTS.clear()
-        _CLIENTS[key] = trained_clients(settings, number, cell.output / "clients")
-        for teacher in _CLIENTS[key]:
+
+    def trained() -> list[TrainedTeacher]:
+        found = trained_clients(settings, number, cell.output / "clients")
+        for teacher in found:
             teacher.model.to(cell.device)
-    return _CLIENTS[key]
+        return found
+
+    return _CLIENTS.of(key, trained)
 
 
-_CLIENTS: dict[str, list[TrainedTeacher]] = {}
+_CLIENTS = Latest[list[TrainedTeacher]]()
 
 
 def taught(settings: Settings, cell: Cell, teachers: Sequence[TrainedTeacher], found: Sequence[SparseImages]) -> Line:

@@ -90,7 +90,7 @@ def test_images_are_made_for_sets_and_the_student_learns_the_teachers_answers(mo
     settings = STUDY.compose((*STUDY.words, "server.images_per_teacher=30", "inversion.iterations=40"))
     shown = scenes(4, 16, torch.Generator().manual_seed(0))
     known = feature_statistics(teacher := small_vit(), torch.rand(1, 4, len(teacher.mean), *teacher.image_size))
-    school = School(teacher, shown, known, shown)
+    school = School(teacher, shown, known, shown, {})
     assert len(images_of(settings, "dense", school)) == 30
     (targets,) = asked
     assert set(map(tuple, targets.tolist())) <= set(map(tuple, sets().tolist()))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from simulations import quantizing
+from simulations.latest import Latest
 from simulations.quantizing import STUDY, figure, table, without_inversion
 from simulations.runner.ledger import read_lines
 from simulations.runner.loop import parsed
@@ -21,7 +22,7 @@ def lines_of(path):
 
 
 def test_a_line_says_what_the_quantized_model_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantizing, "_TRAINED", {})
+    monkeypatch.setattr(quantizing, "_TRAINED", Latest())
     words = ["--models", "deit", "--bits", "w2a2", "--sources", "sparse", "real", "--images", "4", "--iterations", "4"]
     assert quantizing.main([*words, "--output", str(tmp_path), "client.training.steps=60", *DEIT]) == 0
     found = lines_of(tmp_path)
@@ -37,7 +38,7 @@ def test_a_line_says_what_the_quantized_model_says(tmp_path, monkeypatch):
 
 
 def test_all_styles_together_are_one_training_set(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantizing, "_TRAINED", {})
+    monkeypatch.setattr(quantizing, "_TRAINED", Latest())
     words = ["--models", "dinov2", "--bits", "w8a8", "--sources", "rebirth", "--smoke", "--output", str(tmp_path)]
     small = [word for word in WORDS if not word.startswith(("server.images", "inversion.iter", "inversion.sched"))]
     assert quantizing.main([*words, *small]) == 0
