@@ -66,6 +66,13 @@ def left(processes, patience=30.0):
     return alive()
 
 
+def kill(mark):
+    """Kills who inverts, as the system does when memory runs out; waits for one to begin and for it to have ended."""
+    victim = eventually(lambda: working(mark))[0]
+    victim.kill()
+    assert not left([victim])
+
+
 def check(executor, directory, expected):
     """The images of `expected`, what they took, and all errors by their types."""
     jobs, earlier = two_jobs(directory)
@@ -157,7 +164,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint_once(tmp_path, caplog, kin
         long, shown = job(tmp_path / "pool", 1, **LONG), []
         future = executor.submit(long, shown.append)
         eventually(lambda: (long.checkpoint / "work.safetensors").exists())
-        working(mark)[0].kill()
+        kill(mark)
         future.result(timeout=120)
         assert_same(StoredImages(long.images, 12).load(), expected)
         told = "client 1 is tried once more: its process was killed by signal 9, as when memory runs out" in caplog.text
@@ -168,9 +175,9 @@ def test_a_killed_process_goes_on_from_its_checkpoint_once(tmp_path, caplog, kin
         unlucky, shown = job(tmp_path / "pool", 2, **LONG), []
         future, other = executor.submit(unlucky, shown.append), executor.submit(job(tmp_path / "pool", 3), print)
         for _ in range(2):
-            shown.clear()
+            shown.clear()  # what the one before had told may still arrive
             eventually(lambda: shown)
-            working(mark)[0].kill()
+            kill(mark)
         with pytest.raises(WorkerDiedError, match="failed twice: .*(killed by signal 9|died|crash)"):
             future.result(timeout=60)
         assert other.result(timeout=60).images == 4  # a third process does what waited
