@@ -33,8 +33,8 @@ study: $(READY)
 	@$(BIN)/python -m simulations.transfer --seeds 0 1 2 --data digits shapes
 	@$(BIN)/python -m simulations.quantizing --models deit --seeds 0 1 2
 	@$(BIN)/python -m simulations.privacy --seeds 0 1 2
-	@$(BIN)/python -m simulations.attention --seeds 0 1 2
-	@$(BIN)/python -m simulations.context --seeds 0 1 2
+	@$(BIN)/python -m simulations.attention --teachers supervised registers --seeds 0 1 2
+	@$(BIN)/python -m simulations.context --data shapes --seeds 0 1 2
 	@$(BIN)/python -m simulations.crowded --seeds 0 1 2
 	@$(BIN)/python -m simulations.amortised --seeds 0 1 2 3 4
 	@$(BIN)/python -m simulations.convergence --seeds 0 1 2 --conditions '8 clients' 'Dirichlet(0.1)' IID '5 rounds' shapes
@@ -45,6 +45,7 @@ SMOKE_schedule := --ratios 0.77
 SMOKE_transfer := --data digits shapes
 SMOKE_quantizing := --models deit
 SMOKE_attention := --teachers registers
+SMOKE_context := --data shapes
 SMOKES := convergence transfer baselines schedule quantizing privacy attention context crowded
 
 study-smoke: $(READY)

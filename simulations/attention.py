@@ -1,39 +1,39 @@
-"""How good must attention be? `python -m simulations.attention [--teachers supervised registers] [--seeds 0 1 2]`.
+"""How good must attention be? `python -m simulations.attention [--teachers supervised ...] [--seeds 0 1 2]`.
 
-One teacher of five shapes (conf/model/outlines.yaml), whose true masks are known. Which patches go on when
-most stop is chosen by its attention, by its attention under noise, at random, by an oracle and by the
-oracle's opposite. How well a choice finds the object is measured on held-out images: IoU of the patches
-that are kept with the true mask, and how often the first of them lies in it (the pointing game). Beside it
-stands what a student learns from images that were inverted with this choice, from dense ones, from noise
-and from the teacher's own images. A teacher with registers is another one, with images of its own.
+One teacher, of five shapes (conf/model/outlines.yaml) whose true masks are known, or of real pictures, whose
+masks are what is drawn on their white ground. Which patches go on when most stop is chosen by its attention,
+by its attention under noise, at random, by an oracle and by the oracle's opposite. How well a choice finds
+the object is measured on held-out images: IoU of the patches that are kept with the mask, and how often the
+first of them lies in it (the pointing game). Beside it stands what a student learns from images that were
+inverted with this choice, from dense ones, from noise and from the teacher's own images. Each teacher has
+images of its own: `registers` has registers; `self-distilled` is DINOv2 with a head, on real pictures, and
+`tuned` the same with its last three layers tuned on their labels.
 
 No synthetic image has a true mask. So the oracle is a linear readout of the teacher's patch tokens, fitted
-to the true masks of the training images; it says too where the object is in finished synthetic images.
-A self-distilled teacher is left out: a thousand images of 32 pixels are too few for one worth the name.
+to the masks of the training images; it says too where the object is in finished synthetic images.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from simulations.attention_report import figure, table
 from simulations.convergence import SMOKE
 from simulations.latest import Latest
-from simulations.local_clients import check_clients
-from simulations.masks import coverage, iou, kept, pointing
+from simulations.masks import coverage, iou, kept, masked, pointing
 from simulations.methods import clients_on, control, invert_all, taught
-from simulations.methods.report import CONTROLS, spread
-from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
-from simulations.sources import ITERATIONS, ONE_TEACHER, RATE, STOP, note
+from simulations.methods.report import CONTROLS
+from simulations.runner import Cell, Line, Page, Study, command
+from simulations.sources import DATA, check, inverted, note
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages, randomness
@@ -42,24 +42,38 @@ from smi_fed.inversion.teacher import Teacher, View, adapt
 from smi_fed.models import Classifier
 from smi_fed.tokens import to_patches
 
-IMAGES = 200
 LEVELS, NOISY = (1.0, 3.0), "attention, noise {:g}".format
 RIDGE = 1e-3
 BATCH = 250
 """Real images that a teacher is shown at once."""
 
+READ = 1200
+"""Training images that the readout is fitted to, at most."""
+
 DENSE, OPPOSITE = "dense", "opposite"
-TEACHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "supervised": (
-        (),
-        (*CONTROLS, DENSE, OPPOSITE, "random", *map(NOISY, LEVELS[::-1]), "attention", "oracle"),
+
+
+class Kind(NamedTuple):
+    """A teacher: by what the patches of its images are chosen or what stands in their place, and what it changes."""
+
+    choices: tuple[str, ...]
+    data: str = "shapes"
+    images: int = 200
+    changes: tuple[str, ...] = ()
+
+
+SOME = (DENSE, "random", "attention", "oracle")
+TEACHERS: dict[str, Kind] = {
+    "supervised": Kind((*CONTROLS, DENSE, OPPOSITE, "random", *map(NOISY, LEVELS[::-1]), "attention", "oracle")),
+    "registers": Kind(SOME, changes=("+model.clients.vit_p4_w64_d2.kwargs.reg_tokens=4",)),
+    "self-distilled": Kind(
+        (*CONTROLS, DENSE, OPPOSITE, "random", NOISY(1.0), "attention", "oracle"), "real", DATA["real"].images
     ),
-    "registers": (
-        ("+model.clients.vit_p4_w64_d2.kwargs.reg_tokens=4",),
-        (DENSE, "random", "attention", "oracle"),
+    "tuned": Kind(
+        SOME, "real", DATA["real"].images,
+        ("client.training.trainable=last:3", "client.training.learning_rate=3e-4"),
     ),
-}
-"""Of each teacher what it changes, and by what the patches of its images are chosen, or what stands in their place."""
+}  # fmt: skip
 
 
 def noisy(candidates: Candidates, level: float) -> Tensor:
@@ -103,7 +117,7 @@ def known(selections: dict[str, Selection]) -> Iterator[None]:
 def add_options(parser: ArgumentParser) -> None:
     """What of the study is measured."""
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
-    parser.add_argument("--images", type=int, default=IMAGES, help="that each student learns from")
+    parser.add_argument("--images", type=int, help="that a student learns from; default: 200 of shapes, 100 real ones")
     parser.add_argument("--smoke", action="store_true", help="as little as shows that every cell runs")
 
 
@@ -111,15 +125,13 @@ def cells(options: Namespace) -> list[Cell]:
     """Each choice of each teacher."""
     return [
         Cell(
-            {"teacher": teacher, "choice": choice, "smoke": options.smoke},
+            {"teacher": name, "choice": choice, "data": kind.data, "smoke": options.smoke},
             ("inversion.schedule=''",) if choice == DENSE else (),
-            (*changes, f"server.images_per_teacher={options.images}", f"inversion.iterations={ITERATIONS}",
-             f"inversion.schedule='{STOP}'", f"inversion.learning_rate={RATE}", "inversion.selection=random",
-             *(SMOKE if options.smoke else ())),
+            (*DATA[kind.data].words, *kind.changes, *inverted(kind.data, options.images or kind.images),
+             "inversion.selection=random", *(SMOKE if options.smoke else ())),
         )
-        for teacher in options.teachers
-        for changes, choices in [TEACHERS[teacher]]
-        for choice in choices
+        for name, kind in ((name, TEACHERS[name]) for name in options.teachers)
+        for choice in kind.choices
     ]  # fmt: skip
 
 
@@ -130,7 +142,9 @@ def measure(settings: Settings, cell: Cell) -> Line:
         return taught(settings, cell, teachers, list(control(choice, settings, teachers)))
     model = teachers[0].model
     train, test = (each.of_classes(model.spec.class_names) for each in load_images(settings.data))
-    readout = _READOUTS.of(teachers[0].digest, lambda: fitted(model, train))
+    readout = _READOUTS.of(
+        teachers[0].digest, lambda: fitted(model, masked(train.select(spread_out(len(train), READ))))
+    )
     with known(choices(readout)):
         if choice != DENSE:
             settings = replace(settings, inversion=replace(settings.inversion, selection=choice))
@@ -139,10 +153,15 @@ def measure(settings: Settings, cell: Cell) -> Line:
         if choice == DENSE:
             return line
         count = int(found.mask[0].sum())
-        return {**line, **looked(model, test, choice, count), "synthetic_iou": synthetic_iou(model, found)}
+        return {**line, **looked(model, masked(test), choice, count), "synthetic_iou": synthetic_iou(model, found)}
 
 
 _READOUTS = Latest[Tensor]()
+
+
+def spread_out(count: int, most: int) -> Tensor:
+    """At most so many of `count` places, with equal steps between them."""
+    return torch.arange(0, count, -(-count // most))
 
 
 def looked(model: Classifier, images: ImageSet, choice: str, count: int) -> Line:
@@ -207,89 +226,9 @@ def synthetic_iou(model: Classifier, found: SparseImages) -> float:
     return iou(found.mask.flatten(1), scored(model, images, "oracle").clamp(0, 1).cpu())
 
 
-def table(lines: Lines) -> list[Table]:
-    """A row of each teacher and choice; IoU and pointing are on real images."""
-    rows = [["teacher", "patches chosen by", "IoU with the mask, %", "pointing, %", "IoU in synthetic images, %",
-             "student accuracy, %", "inversion seconds"]]  # fmt: skip
-    for own in groups(lines):
-        looks = [spread(percent(own, key)) if key in own[0] else "" for key in ("iou", "pointing", "synthetic_iou")]
-        took = [line["inversion_seconds"] for line in own if "inversion_seconds" in line]
-        seconds = f"{statistics.fmean(took):.1f}" if took else ""
-        rows.append(
-            [own[0]["teacher"], own[0]["choice"], *looks, spread(percent(own, "student_test_accuracy")), seconds]
-        )
-    return [Table(f"attention, seeds {seeds_of(lines)}", rows, [*_bounds(lines), _teachers(lines)])]
-
-
-def groups(lines: Lines) -> list[list[Line]]:
-    """Lines by teacher and choice, a line for each seed."""
-    found: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        found.setdefault((line["teacher"], line["choice"]), []).append(line)
-    return list(found.values())
-
-
-def percent(lines: Lines, key: str) -> list[float]:
-    """Values of lines in %."""
-    return [100 * line[key] for line in lines]
-
-
-def _bounds(lines: Lines) -> list[str]:
-    looks = [line for line in lines if "iou" in line]
-    if not looks:
-        return []
-    keys = ("iou_by_chance", "pointing_by_chance", "iou_of_masks")
-    chance, pointed, most = (statistics.fmean(percent(looks, key)) for key in keys)
-    return [
-        f"By chance IoU is {chance:.1f} % and pointing {pointed:.1f} %; as many patches that the mask itself chooses "
-        f"have an IoU of {most:.1f} %."
-    ]
-
-
-def _teachers(lines: Lines) -> str:
-    said = []
-    for teacher in dict.fromkeys(line["teacher"] for line in lines):
-        by_seed = {x["seed"]: 100 * x["ensemble_test_accuracy"] for x in lines if x["teacher"] == teacher}
-        said.append(f"{teacher} {spread(list(by_seed.values()))} %")
-    return f"The teachers' own accuracy: {', '.join(said)}."
-
-
-def figure(lines: Lines) -> Any:
-    """Student accuracy over IoU, a point for each teacher and choice; dense is a line."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(8, 5), layout="constrained")
-    axis = drawn.subplots()
-    for own in groups(lines):
-        colour = "tab:blue" if own[0]["teacher"] == "supervised" else "tab:orange"
-        mean, deviation = _moments(percent(own, "student_test_accuracy"))
-        if "iou" not in own[0]:
-            choice, shade = own[0]["choice"], "black" if own[0]["choice"] in CONTROLS else colour
-            style = {"noise": ":", "real": "-."}.get(choice, "--")
-            axis.axhline(mean, color=shade, linestyle=style, linewidth=1, label=f"{own[0]['teacher']}: {choice}")
-            continue
-        place, wide = _moments(percent(own, "iou"))
-        axis.errorbar(place, mean, deviation, wide, marker="o", color=colour, capsize=2, elinewidth=0.6)
-        below = -12 if own[0]["teacher"] == "registers" else 4
-        axis.annotate(own[0]["choice"], (place, mean), xytext=(4, below), textcoords="offset points", fontsize=8)
-    if chance := [100 * line["iou_by_chance"] for line in lines if "iou_by_chance" in line]:
-        axis.axvline(statistics.fmean(chance), color="black", linewidth=0.6, label="IoU by chance")
-    axis.set(xlabel="IoU of the patches that are kept with the true mask, real images, %",
-             ylabel="student test accuracy in %", title=f"five shapes, seeds {seeds_of(lines)}")  # fmt: skip
-    axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8)
-    return drawn
-
-
-def _moments(values: list[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 STUDY = Study(
     name="attention", about=__doc__, cells=cells, measure=measure, table=table, figure=figure,
-    picture="attention.png", words=ONE_TEACHER,
-    options=add_options, check=check_clients, in_turn="",
+    picture="attention.png", options=add_options, check=check, in_turn="", apart="data",
     page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)

@@ -1,7 +1,7 @@
 """Does leaving patches out help where the background misleads? `python -m simulations.context [--seeds 0 1 2]`.
 
-The idea of Waterbirds (Sagawa et al., 2020) in small: two kinds of objects on two kinds of ground, and in
-training nearly every object is on its own kind's ground. Test images have all four groups alike. A model
+The idea of Waterbirds (Sagawa et al., 2020) in small: two kinds of objects, drawn shapes or real pictures, on two
+kinds of ground, and in training nearly every object is on its own kind's ground. Test images have all four groups alike. A model
 that goes by the ground fails in the two groups where it misleads, so the worst group counts. One teacher
 is inverted with all patches and with those that attention or chance chose; a student is distilled from
 each, from noise, and from the teacher's own images.
@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from clients.app import own_statistics
 from simulations.attention import scored
 from simulations.latest import Latest
-from simulations.local_clients import check_clients
-from simulations.masks import coverage, iou, kept
+from simulations.masks import coverage, iou, kept, masked
 from simulations.methods import invert_all, uninverted
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
-from simulations.sources import ONE_TEACHER, STOP, add_options, cells, note, of_both
+from simulations.sources import DATA, STOP, by_data, cells_of, check, note, of_both, options_of
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages, StopSchedule
@@ -68,7 +67,8 @@ _SCHOOLS = Latest[School]()
 
 def school_of(settings: Settings, cell: Cell) -> School:
     """The teacher is trained on all images, most of whose objects are on their own kind's ground."""
-    images, test = (each.of_classes(settings.model.student.class_names) for each in load_images(settings.data))
+    names = settings.model.student.class_names
+    images, test = (masked(each.of_classes(names)) for each in load_images(settings.data))
     own = torch.rand(len(images), generator=seeded(settings.seed, 3)) < OWN_GROUND
     shown = grounded(images, torch.where(own, images.labels, 1 - images.labels))
     torch.manual_seed(settings.seed * 1000)
@@ -126,7 +126,11 @@ def scores(groups: Sequence[float]) -> tuple[float, float]:
 
 
 def table(lines: Lines) -> list[Table]:
-    """A row of each source: all groups alike, and the worst; and of the teacher."""
+    """Of each data set a row of each source: all groups alike, and the worst; and of the teacher."""
+    return [_table(data, own) for data, own in by_data(lines).items()]
+
+
+def _table(data: str, lines: Lines) -> Table:
     rows = [["images from", "mean of the groups, %", "worst group, %", "less the teacher's worst", "inversion seconds"]]
     for source in dict.fromkeys(line["source"] for line in lines):
         own = [line for line in lines if line["source"] == source]
@@ -143,36 +147,45 @@ def table(lines: Lines) -> list[Table]:
         f"The teachers: {mean} % in the mean of the groups, {worst} % in the worst; the patches that their attention "
         f"chooses have an IoU of {overlap} % with the object."
     )
-    return [Table(f"squares and stars on misleading ground, seeds {seeds_of(lines)}", rows, [note])]
+    return Table(f"{KINDS[data]} on misleading ground, seeds {seeds_of(lines)}", rows, [note])
 
 
 def figure(lines: Lines) -> Any:
-    """Worst group and mean of each source, and the teacher's."""
+    """Of each data set the worst group and the mean of each source, and the teacher's."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(8, 4), layout="constrained")
-    axis, names = drawn.subplots(), list(dict.fromkeys(line["source"] for line in lines))
-    for place, name in enumerate(names):
-        for line in (each for each in lines if each["source"] == name):
-            mean, worst = scores(line["student"])
-            axis.plot([place, place], [worst, mean], color="lightgray", zorder=1)
-            axis.scatter(place, mean, color="tab:blue", label="mean of the groups")
-            axis.scatter(place, worst, color="tab:red", label="worst group")
-    for label, colour, which in (("the teacher's mean", "tab:blue", 0), ("the teacher's worst", "tab:red", 1)):
-        level = statistics.fmean(scores(line["teacher"])[which] for line in lines)
-        axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=label)
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy in %", ylim=(0, 100),
-             title=f"Squares and stars, the ground misleads; seeds {seeds_of(lines)}")  # fmt: skip
-    handles, labels = axis.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    axis.legend(once.values(), once.keys(), fontsize=8, loc="upper center", ncols=4)
+    kinds = by_data(lines)
+    drawn = Figure(figsize=(8, 4 * len(kinds)), layout="constrained")
+    for axis, (data, own) in zip(drawn.subplots(len(kinds), squeeze=False)[:, 0], kinds.items(), strict=True):
+        _draw(axis, own)
+        axis.set_title(f"{KINDS[data].capitalize()}, the ground misleads; seeds {seeds_of(own)}")
     return drawn
 
 
+def _draw(axis: Any, lines: Lines) -> None:
+    names = list(dict.fromkeys(line["source"] for line in lines))
+    for line in lines:
+        place, (mean, worst) = names.index(line["source"]), scores(line["student"])
+        axis.plot([place, place], [worst, mean], color="lightgray", zorder=1)
+        axis.scatter(place, mean, color="tab:blue", label="mean of the groups")
+        axis.scatter(place, worst, color="tab:red", label="worst group")
+    for label, colour, which in (("the teacher's mean", "tab:blue", 0), ("the teacher's worst", "tab:red", 1)):
+        level = statistics.fmean(scores(line["teacher"])[which] for line in lines)
+        axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=label)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy in %", ylim=(0, 100))
+    handles, labels = axis.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axis.legend(once.values(), once.keys(), fontsize=8, loc="upper center", ncols=4)
+
+
+KINDS = {"shapes": "squares and stars", "real": "animals and food"}
+WORDS = {
+    "shapes": of_both(DATA["shapes"].client, "num_classes=2", "class_names=[square,star]"),
+    "real": ("data=real_labels", *of_both(DATA["real"].client, "num_classes=2", "class_names=[animals,food]")),
+}
 STUDY = Study(
-    name="context", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="context.png",
-    words=(*ONE_TEACHER, *of_both("num_classes=2", "class_names=[square,star]")),
-    options=add_options, check=check_clients, in_turn="source",
+    name="context", about=__doc__, cells=cells_of(WORDS), measure=measure, table=table, figure=figure,
+    picture="context.png", options=options_of(WORDS), check=check, in_turn="source", apart="data",
     page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simulations.latest import Latest
-from simulations.local_clients import check_clients
 from simulations.methods import clock
 from simulations.methods.report import CONTROLS, spread
 from simulations.runner import Cell, Line, Lines, Page, Study, Table, command, seeds_of
 from simulations.runner.ledger import digest
-from simulations.sources import ONE_TEACHER, add_options, cells, note, of_both
+from simulations.sources import DATA, cells_of, check, note, of_both, options_of
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet
 from smi_fed.inversion import FeatureStatistics, feature_statistics, invert, trajectories
@@ -157,13 +156,15 @@ def table(lines: Lines) -> list[Table]:
     return [Table(f"crowded scenes, seeds {seeds_of(lines)}", rows, [note])]
 
 
-STUDY = Study(
-    name="crowded", about=__doc__, cells=cells, measure=measure, table=table,
-    words=(
-        *ONE_TEACHER, *of_both("image_size=64", "kwargs.img_size=64", "kwargs.patch_size=8"), "data.image_size=64",
-        "inversion.parametrisation.levels=[8,16,32]", "client.training.steps=800",
+WORDS = {
+    "shapes": (
+        *of_both(DATA["shapes"].client, "image_size=64", "kwargs.img_size=64", "kwargs.patch_size=8"),
+        "data.image_size=64", "inversion.parametrisation.levels=[8,16,32]", "client.training.steps=800",
     ),
-    options=add_options, check=check_clients, in_turn="source",
+}  # fmt: skip
+STUDY = Study(
+    name="crowded", about=__doc__, cells=cells_of(WORDS), measure=measure, table=table,
+    options=options_of(WORDS), check=check, in_turn="source",
     page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)

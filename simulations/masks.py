@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
+from smi_fed.data import ImageSet
 from smi_fed.inversion.selections import best
 from smi_fed.tokens import to_patches
+
+WHITE = 0.94
+"""A pixel of a picture on a white ground is drawn where a channel is below this."""
+
+
+def drawn(images: Tensor) -> Tensor:
+    """Masks (n, h, w) bool of what is drawn on a white ground (n, c, h, w) in [0, 1], with what its lines enclose."""
+    lines = (images.amin(1) < WHITE).cpu().numpy()
+    found = np.zeros_like(lines)
+    for each, filled in zip(lines, found, strict=True):
+        binary_fill_holes(each, output=filled)
+    return torch.from_numpy(found)
+
+
+def masked(images: ImageSet) -> ImageSet:
+    """The same with masks, in memory; images without masks of their own are pictures on a white ground."""
+    if images.masks is not None:
+        return images
+    pixels = images.images[torch.arange(len(images))]
+    return replace(images, images=pixels, masks=drawn(pixels))
 
 
 def coverage(masks: Tensor, patch_size: tuple[int, int]) -> Tensor:
