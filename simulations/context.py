@@ -1,9 +1,9 @@
 """Does leaving patches out help where the background misleads? `python -m simulations.context [--seeds 0 1 2]`.
 
-The idea of Waterbirds (Sagawa et al., 2020) in small: two kinds of objects, drawn shapes or real pictures, on two
-kinds of ground, and in training nearly every object is on its own kind's ground. Test images have all four groups alike. A model
-that goes by the ground fails in the two groups where it misleads, so the worst group counts. One teacher
-is inverted with all patches and with those that attention or chance chose; a student is distilled from
+The idea of Waterbirds (Sagawa et al., 2020) in small: two kinds of objects, drawn shapes or real pictures, on
+two kinds of ground. In training nearly every object is on its own kind's ground; test images have all four groups
+alike. A model that goes by the ground fails in the two groups where it misleads, so the worst group counts. One
+teacher is inverted with all patches and with those that attention or chance chose; a student is distilled from
 each, from noise, and from the teacher's own images.
 """
 

@@ -7,7 +7,7 @@ import torch
 
 from simulations import attention
 from simulations.attention import STUDY, choices, figure, fitted, known, noisy, scored, table
-from simulations.masks import coverage, iou, kept, pointing
+from simulations.masks import coverage, drawn, iou, kept, pointing
 from simulations.runner.loop import parsed
 from smi_fed.data import ImageSet
 from smi_fed.inversion.selections import SELECTIONS, Candidates
@@ -33,6 +33,12 @@ def test_iou_and_pointing_against_masks_drawn_by_hand():
     assert iou(chosen, covered) == pytest.approx((4 / 9 + 4 / 8) / 2)
     assert pointing(scores, covered) == 0.5  # a quarter of a patch is not in it
     assert pointing(torch.tensor([[0.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]]), covered) == 0.5
+
+
+def test_what_is_drawn_on_white_has_what_its_lines_enclose():
+    ring, corner = mask("####.", "#..#.", "####.", "....."), mask("....#", "....#", "....#", "#####")
+    images = torch.where(torch.stack([ring, corner])[:, None], torch.tensor([1.0, 0.2, 1.0])[:, None, None], 0.97)
+    assert torch.equal(drawn(images), torch.stack([mask("####.", "####.", "####.", "....."), corner]))
 
 
 def candidates(model, count, key):
@@ -74,8 +80,8 @@ def test_the_oracle_reads_a_bright_patch_in_the_tokens():
 
 @pytest.mark.usefixtures("uncounted")
 def test_a_cell_is_measured_and_kept(tmp_path, monkeypatch):
-    changes, _ = attention.TEACHERS["registers"]
-    monkeypatch.setitem(attention.TEACHERS, "registers", (changes, ("dense", "oracle", "real")))
+    few = attention.TEACHERS["registers"]._replace(choices=("dense", "oracle", "real"))
+    monkeypatch.setitem(attention.TEACHERS, "registers", few)
     words = ["--output", str(tmp_path), "--teachers", "registers", "--images", "8", "--smoke", "--seeds", "3",
              "distillation.batch_size=8", "client.training.steps=2"]  # fmt: skip
     assert attention.main(words) == 0
@@ -120,3 +126,16 @@ def test_a_row_of_each_choice(tmp_path):
     assert "By chance IoU is 20.0 % and pointing 25.0 %" in found.notes[0]
     figure(lines).savefig(tmp_path / "attention.png")
     figure(lines[:1])
+
+
+def test_each_data_set_has_a_table_and_its_own_bounds(tmp_path):
+    looks = {"iou": 0.3, "pointing": 0.8, "synthetic_iou": 0.3, "pointing_by_chance": 0.25, "iou_of_masks": 0.7}
+    lines = [line("attention", 0.5, iou_by_chance=0.2, **looks), line("oracle", 0.6, iou_by_chance=0.4, **looks)]
+    lines[1] |= {"teacher": "tuned", "data": "real", "ensemble_test_accuracy": 0.7}
+    shapes, real = table(lines)
+    assert (shapes.rows[1][:2], real.rows[1][:2]) == (["supervised", "attention"], ["tuned", "oracle"])
+    assert [each.notes[0][:24] for each in (shapes, real)] == ["By chance IoU is 20.0 % ", "By chance IoU is 40.0 % "]
+    assert [each.notes[1] for each in (shapes, real)] == [
+        f"The teachers' own accuracy: {said} %." for said in ("supervised 90.0", "tuned 70.0")
+    ]
+    figure(lines).savefig(tmp_path / "attention.png")

@@ -68,7 +68,7 @@ def test_a_row_of_each_source(tmp_path):
 
 @pytest.mark.usefixtures("uncounted")
 def test_a_cell_is_measured_and_kept(tmp_path):
-    words = ["--output", str(tmp_path), "--sources", "attention", "real", "--smoke", "--seeds", "3",
+    words = ["--output", str(tmp_path), "--data", "shapes", "--sources", "attention", "real", "--smoke", "--seeds", "3",
              "client.training.steps=2", "distillation.batch_size=8"]  # fmt: skip
     assert main(words) == 0
     sparse, real = (json.loads(each) for each in (tmp_path / "pieces.jsonl").read_text().splitlines())
@@ -79,11 +79,14 @@ def test_a_cell_is_measured_and_kept(tmp_path):
     assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_all_sources_but_controls_are_inverted_alike():
-    cells = STUDY.cells(parsed(STUDY, []))
-    found = {cell["source"]: STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides)).inversion for cell in cells}
-    assert {name: str(each.schedule) for name, each in found.items() if name in ("dense", "attention", "random")} == {
-        "dense": "", "attention": "5:0.77", "random": "5:0.77",
-    }  # fmt: skip
-    assert {each.learning_rate for each in found.values()} == {0.1}
-    assert {each.iterations for each in found.values()} == {40}
+@pytest.mark.parametrize(
+    ("data", "iterations", "stop", "reborn"),
+    [("shapes", 40, "5:0.77", "10:0.25,20:0.33,30:0.5"), ("real", 12, "2:0.77", "3:0.25,6:0.33,9:0.5")],
+)
+def test_all_sources_are_inverted_alike_but_for_their_stops(data, iterations, stop, reborn):
+    cells = STUDY.cells(parsed(STUDY, ["--data", data]))
+    found = {cell["source"]: STUDY.compose((*STUDY.words, *cell.defaults, *cell.overrides)) for cell in cells}
+    stops = {name: str(each.inversion.schedule) for name, each in found.items() if name not in ("noise", "real")}
+    assert stops == {"dense": "", "attention": stop, "random": stop, "rebirth at random": reborn}
+    alike = {(x.inversion.learning_rate, x.inversion.iterations, x.server.images_per_teacher) for x in found.values()}
+    assert alike == {(0.1, iterations, {"shapes": 400, "real": 100}[data])}

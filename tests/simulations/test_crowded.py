@@ -87,7 +87,8 @@ def test_images_are_made_for_sets_and_the_student_learns_the_teachers_answers(mo
         return SimpleNamespace(images=torch.zeros(len(targets), 3, 8, 8))
 
     monkeypatch.setattr("simulations.crowded.invert", noted)
-    settings = STUDY.compose((*STUDY.words, "server.images_per_teacher=30", "inversion.iterations=40"))
+    (dense, *_) = STUDY.cells(parsed(STUDY, []))
+    settings = STUDY.compose((*dense.defaults, "server.images_per_teacher=30", *dense.overrides))
     shown = scenes(4, 16, torch.Generator().manual_seed(0))
     known = feature_statistics(teacher := small_vit(), torch.rand(1, 4, len(teacher.mean), *teacher.image_size))
     school = School(teacher, shown, known, shown, {})
