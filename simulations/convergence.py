@@ -152,7 +152,7 @@ STUDY = Study(
     page=Page(
         "docs/study.md", markdown=True, arguments=frontier.arguments,
         note=lambda _: ": mean ± standard deviation over the seeds; seconds are the process's on a CPU's thread, "
-        "or the wall's on a GPU and over rounds. Lines name their own overrides.",
+        "or the wall's on a GPU and over rounds.",
     ),
 )  # fmt: skip
 main = command(STUDY)

@@ -4,7 +4,7 @@ A model is quantized after its training to several widths of weights and activat
 with as many images to calibrate on: synthetic ones (sparse, dense, rebirth), noise (the floor) or
 pictures of its training set (the ceiling). `dinov2` is DINOv2 ViT-S, fine-tuned on the pictures that
 `make real-data` makes, all four styles together; `deit` is a small model of DeiT's shape, trained from
-scratch on digits. Inversion knows the model alone, no feature statistics of its data. The line has the
+scratch on shapes. Inversion knows the model alone, no feature statistics of its data. The line has the
 accuracy on held-out pictures, before and after, and how often both models say the same. Integers are
 simulated, on `server.device`; calibration is on the CPU.
 """
@@ -39,7 +39,7 @@ from smi_fed.training import predict
 
 MODELS: dict[str, tuple[str, ...]] = {
     "dinov2": ("experiment=real", "data=real_labels"),
-    "deit": ("experiment=convergence", "model=deit"),
+    "deit": ("experiment=convergence", "model=deit", "data=shapes", "inversion.parametrisation.levels=[4,8,16]"),
 }
 BITS = ("w8a8", "w4a8", "w4a4")
 SPARSE = ("inversion=attention", "inversion.selection=attention")

@@ -28,7 +28,7 @@ from simulations.latest import Latest
 from simulations.local_clients import check_clients
 from simulations.methods import clients_on, control, invert_all
 from simulations.methods.report import CONTROLS
-from simulations.runner import Cell, Line, Page, Study, command, seeds_of
+from simulations.runner import Cell, Line, Page, Study, command
 from simulations.runner.ledger import digest
 from simulations.transfer_report import DENSE, figure, note, table
 from smi_fed.config import Settings
@@ -254,10 +254,7 @@ def check(settings: Settings, cell: Cell) -> None:
 STUDY = Study(
     name="transfer", about=__doc__, cells=cells, measure=measure, table=table, figure=figure, picture="transfer.png",
     options=add_options, check=check, in_turn="", apart="data",
-    page=Page(
-        "docs/study.md", markdown=True, note=note,
-        arguments=lambda lines: f"--seeds {' '.join(map(str, seeds_of(lines)))}",
-    ),
+    page=Page("docs/study.md", markdown=True, note=note),
 )  # fmt: skip
 main = command(STUDY)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -81,15 +80,11 @@ def _cost(found: Sequence[tuple[float, float] | None]) -> str:
     return f"{spread([steps for steps, _ in there])} ({statistics.fmean(seconds for _, seconds in there):.2f}{some})"
 
 
-def note(lines: Lines) -> str:
-    """What stands behind the command on the page: how to read the table, and where each data set was measured."""
-    places = []
-    for (data,), own in groups(lines, "data").items():
-        last, changes = own[-1], shlex.join(own[-1].get("changes", []))
-        places.append(f"{data} on {last['environment']['device_name']}" + (f" with `{changes}`" if changes else ""))
+def note(_: Lines) -> str:
+    """What stands behind the command on the page: how to read the table."""
     return (
         ": mean ± standard deviation over the seeds; seconds to a share are those of the distillation alone, and on a "
-        f"CPU those of the process. Measured: {'; '.join(places)}."
+        "CPU those of the process."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,24 @@ def section(study: Study, results: Path) -> str:
     else:
         body = as_printed(tables)
     command = f"python -m simulations.{study.name} {study.page.arguments(lines)}"
-    return f"{body}`{command}`{study.page.note(lines)} [{study.page.raw}](benchmarks/results/{path.name}).\n"
+    note = study.page.note(lines) + places(lines, study.apart)
+    return f"{body}`{command}`{note} [{study.page.raw}](benchmarks/results/{path.name}).\n"
+
+
+def places(lines: Sequence[Line], apart: str) -> str:
+    """On what device and with which overrides each value of a factor was measured; nothing where it was the same."""
+    last = {str(line.get(apart, "others")): _place(line) for line in lines}
+    found: dict[str, list[str]] = {}
+    for value, place in last.items():
+        found.setdefault(place, []).append(value)
+    told = [f"{', '.join(values)} on {place}" for place, values in found.items()]
+    return f" Measured: {'; '.join(told)}." if len(told) > 1 else ""
+
+
+def _place(line: Line) -> str:
+    device = line.get("environment", {}).get("device_name", "an unnamed device")
+    changes = shlex.join(line.get("changes", []))
+    return device + (f" with `{changes}`" if changes else "")
 
 
 def filled(text: str, file: str, sections: Mapping[str, tuple[str, Callable[[], str]]]) -> str:

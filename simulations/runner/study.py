@@ -51,6 +51,12 @@ def seeds_of(lines: Lines) -> list[int]:
     return sorted({line["seed"] for line in lines})
 
 
+def shared_changes(lines: Lines) -> list[str]:
+    """The command line's overrides of all lines; none where they differ."""
+    (first, *others) = [line.get("changes", []) for line in lines]
+    return [] if any(each != first for each in others) else first
+
+
 @dataclass(frozen=True)
 class Page:
     """Where a study's table is published: between the markers `<!-- NAME:start -->` and `<!-- NAME:end -->`."""
@@ -60,7 +66,7 @@ class Page:
     note: Callable[[Lines], str] = lambda _: "."  # what stands behind the command
     markdown: bool = False  # a table of the page, not as the command prints it
     arguments: Callable[[Lines], str] = lambda lines: shlex.join(
-        ["--seeds", *map(str, seeds_of(lines)), *lines[-1].get("changes", [])]
+        ["--seeds", *map(str, seeds_of(lines)), *shared_changes(lines)]
     )
 
 
