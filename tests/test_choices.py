@@ -108,8 +108,8 @@ def test_what_is_no_kind_or_dead_for_the_kind_is_refused_by_name(key, value, mes
 SPARSE = (PyramidConfig((4, 8), 0.1), Keep(), Last(), Fixed())
 EARLY = (*SPARSE[:2], Converged(8, 0.01), Fixed())
 FILES = {
-    "paper": DEFAULTS, "sparse": SPARSE,
-    **dict.fromkeys(("rebirth", "digits"), (SPARSE[0], Rebirth(), Last(), Fixed())), "early_stop": EARLY,
+    "paper": DEFAULTS, **dict.fromkeys(("sparse", "digits"), SPARSE),
+    "rebirth": (SPARSE[0], Rebirth(), Last(), Fixed()), "early_stop": EARLY,
     "adaptive": (*SPARSE[:3], Adaptive()), "deepinversion": SPARSE,
 }  # fmt: skip
 OVERRIDDEN = [

@@ -13,7 +13,7 @@ from smi_fed.training import accuracy, predict
 from tests.simulations.test_owners import WORDS, real
 
 __all__ = ["real"]
-DEIT = ["model.clients.deit.kwargs={img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2, in_chans: 1}",
+DEIT = ["model.clients.deit.kwargs={img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2, in_chans: 3}",
         "server.device=cpu"]  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_a_line_says_what_the_quantized_model_says(tmp_path, monkeypatch):
     assert found["real"]["agreement"] == float((said == before).float().mean()) < 1
     seconds = [found[name]["inversion_seconds"] for name in ("real", "sparse")]
     assert seconds[0] == 0 < seconds[1]
-    assert {(line["calibrated_on"], line["test_images"]) for line in found.values()} == {(4, 450)}
+    assert {(line["calibrated_on"], line["test_images"]) for line in found.values()} == {(4, 750)}
 
 
 def test_all_styles_together_are_one_training_set(real, tmp_path, monkeypatch):

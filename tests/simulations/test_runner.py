@@ -9,6 +9,8 @@ import pytest
 
 from simulations.runner import Cell, Page, Study, Table, ledger, publication, run
 from simulations.runner.loop import in_turn, parsed
+from simulations.runner.publication import places
+from simulations.runner.study import shared_changes
 from smi_fed.checks import Count, Natural, SettingError, checked, read
 
 WHERE = {"device": "cpu", "versions": {"torch": "2"}}
@@ -231,3 +233,13 @@ def test_a_document_stands_for_lines(tmp_path):
 def test_a_table_in_markdown():
     table = Table("t", [["a", "b"], ["1", "2"]], ["note"])
     assert publication.markdown(table) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n\nnote\n"
+
+
+def test_a_page_says_where_each_part_was_measured_if_not_alike():
+    cpu = {"data": "digits", "changes": ["server.threads=1"], "environment": {"device_name": "Some CPU"}}
+    gpu = {"data": "real", "changes": [], "environment": {"device_name": "Some GPU"}}
+    lines = [cpu, gpu, cpu | {"data": "shapes"}]
+    assert places(lines, "data") == " Measured: digits, shapes on Some CPU with `server.threads=1`; real on Some GPU."
+    assert places([cpu, cpu | {"data": "shapes"}], "data") == ""
+    assert shared_changes([cpu, cpu]) == ["server.threads=1"]
+    assert shared_changes(lines) == []

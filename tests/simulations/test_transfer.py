@@ -11,7 +11,7 @@ from simulations.curve import Curve
 from simulations.runner.ledger import digest
 from simulations.runner.loop import parsed, planned
 from simulations.transfer import STUDY, School, count_of, school_of, without_stops
-from simulations.transfer_report import figure, mean_curve, note, table
+from simulations.transfer_report import figure, mean_curve, table
 from smi_fed.models import build_seeded
 from smi_fed.pipeline import distill_student, seeded
 
@@ -161,8 +161,3 @@ def test_a_table_has_steps_and_seconds_to_both_ends(tmp_path):
 
 def test_without_dense_nothing_is_set_beside_it():
     assert [row[-1] for row in table(LINES[2:4])[0].rows[1:]] == [""]
-
-
-def test_a_note_says_where_each_data_set_was_measured():
-    other = line("dense", LINES[0]["curve"], data="real", changes=["server.device=cuda"])
-    assert note([LINES[0], other]).endswith("digits on Some CPU; real on Some CPU with `server.device=cuda`.")
