@@ -71,6 +71,7 @@ def figure(lines: Lines) -> Any:
         _draw(axis, own)
         axis.set(xlabel="IoU of the patches that are kept with the mask, the data's own images, %",
                  ylabel="student test accuracy in %", title=f"{data}, seeds {seeds_of(own)}")  # fmt: skip
+        axis.margins(x=0.12)  # room for names
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
