@@ -1,13 +1,14 @@
 """How good must attention be? `python -m simulations.attention [--teachers supervised ...] [--seeds 0 1 2]`.
 
-One teacher, of five shapes (conf/model/outlines.yaml) whose true masks are known, or of real pictures, whose
-masks are what is drawn on their white ground. Which patches go on when most stop is chosen by its attention,
-by its attention under noise, at random, by an oracle and by the oracle's opposite. How well a choice finds
-the object is measured on held-out images: IoU of the patches that are kept with the mask, and how often the
+A teacher is of five shapes, whose true masks are known (conf/model/outlines.yaml), or of real pictures of one
+style; their masks are what is drawn on their white ground. Which patches go on when most stop is chosen by its
+attention, by its attention under noise, at random, by an oracle and by the oracle's opposite. How well a choice
+finds the object is measured on held-out images: IoU of the patches that are kept with the mask, and how often the
 first of them lies in it (the pointing game). Beside it stands what a student learns from images that were
 inverted with this choice, from dense ones, from noise and from the teacher's own images. Each teacher has
 images of its own: `registers` has registers; `self-distilled` is DINOv2 with a head, on real pictures, and
-`tuned` the same with its last three layers tuned on their labels.
+`tuned` the same with its last three layers tuned on their labels. Students of real pictures are a new head on
+the same frozen backbone.
 
 No synthetic image has a true mask. So the oracle is a linear readout of the teacher's patch tokens, fitted
 to the masks of the training images; it says too where the object is in finished synthetic images.
@@ -33,7 +34,7 @@ from simulations.masks import coverage, iou, kept, masked, pointing
 from simulations.methods import clients_on, control, invert_all, taught
 from simulations.methods.report import CONTROLS
 from simulations.runner import Cell, Line, Page, Study, command
-from simulations.sources import DATA, check, inverted, note
+from simulations.sources import DATA, check, inverted, note, told
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, load_images
 from smi_fed.inversion import SparseImages, randomness
@@ -58,7 +59,7 @@ class Kind(NamedTuple):
 
     choices: tuple[str, ...]
     data: str = "shapes"
-    images: int = 200
+    images: int = 200  # fewer than in other studies, which have fewer choices to compare
     changes: tuple[str, ...] = ()
 
 
@@ -229,7 +230,7 @@ def synthetic_iou(model: Classifier, found: SparseImages) -> float:
 STUDY = Study(
     name="attention", about=__doc__, cells=cells, measure=measure, table=table, figure=figure,
     picture="attention.png", options=add_options, check=check, in_turn="", apart="data",
-    page=Page("docs/study.md", markdown=True, note=note),
+    page=Page("docs/study.md", markdown=True, note=note, arguments=told("--teachers", "teacher")),
 )  # fmt: skip
 main = command(STUDY)
 

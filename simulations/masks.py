@@ -14,7 +14,10 @@ from smi_fed.inversion.selections import best
 from smi_fed.tokens import to_patches
 
 WHITE = 0.94
-"""A pixel of a picture on a white ground is drawn where a channel is below this."""
+"""A pixel of a picture on a white ground is drawn where a channel is below this: WebP leaves the ground above it.
+
+White parts at an edge that no line closes are taken for ground, and a picture that fills its frame is all object.
+"""
 
 
 def drawn(images: Tensor) -> Tensor:

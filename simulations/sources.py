@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +11,8 @@ from simulations import owners
 from simulations.convergence import SMOKE
 from simulations.local_clients import check_clients
 from simulations.methods.report import CONTROLS
-from simulations.runner import Cell, Lines
+from simulations.runner import Cell, Lines, seeds_of
+from simulations.runner.study import shared_changes
 from smi_fed.config import Settings
 from smi_fed.inversion import StopSchedule
 
@@ -20,8 +22,8 @@ class Data(NamedTuple):
 
     words: tuple[str, ...]
     client: str  # the teacher's name in the configuration
-    images: int
-    iterations: int
+    images: int  # of each source, that a student learns from
+    iterations: int  # of each image
 
 
 DATA: dict[str, Data] = {
@@ -38,7 +40,7 @@ PLANNED = 40
 """Iterations for which those stops are written; of fewer they come as much sooner."""
 
 RATE = 0.1
-"""Of 0.1 and 0.4 that with which dense images of the five shapes taught more on seed 100; no other study tried it."""
+"""Of 0.1 and 0.4 that with which dense images of the five shapes taught more on seed 100; untried on real pictures."""
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "dense": ("inversion=dense",),
@@ -108,6 +110,17 @@ def by_data(lines: Lines) -> dict[str, Lines]:
 def check(settings: Settings, cell: Cell) -> None:
     """Raise SettingError for a teacher or student that cannot be, and where `make real-data` was not."""
     (owners.check if cell["data"] == "real" else check_clients)(settings, cell)
+
+
+def told(option: str, factor: str) -> Callable[[Lines], str]:
+    """What stands in a page's command: values of a factor that were measured, and the seeds."""
+
+    def arguments(lines: Lines) -> str:
+        values = dict.fromkeys(line.get(factor, "shapes") for line in lines)
+        seeds = map(str, seeds_of(lines))
+        return shlex.join([option, *values, "--seeds", *seeds, *shared_changes(lines)])
+
+    return arguments
 
 
 def note(_: Lines) -> str:

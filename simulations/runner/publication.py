@@ -110,9 +110,9 @@ def section(study: Study, results: Path) -> str:
 
 
 def places(lines: Sequence[Line], apart: str) -> str:
-    """On what device and with which overrides each value of a factor was measured; nothing where it was the same."""
+    """Device and overrides of the last line of each value of a factor; nothing where all are the same."""
     parts = sorted(lines, key=lambda line: apart not in line)
-    last = {str(line.get(apart, "the rest")): _place(line) for line in parts}
+    last = {f"*{line[apart]}*" if apart in line else "the rest": _place(line) for line in parts}
     found: dict[str, list[str]] = {}
     for value, place in last.items():
         found.setdefault(place, []).append(value)

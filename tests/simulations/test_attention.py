@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from simulations import attention
-from simulations.attention import STUDY, choices, figure, fitted, known, noisy, scored, table
-from simulations.masks import coverage, drawn, iou, kept, pointing
+from simulations.attention import STUDY, choices, figure, fitted, known, noisy, scored, spread_out, table
+from simulations.masks import coverage, drawn, iou, kept, masked, pointing
 from simulations.runner.loop import parsed
 from smi_fed.data import ImageSet
 from smi_fed.inversion.selections import SELECTIONS, Candidates
 from smi_fed.inversion.teacher import adapt
 from tests.models import small_vit
+from tests.simulations.test_owners import WORDS, real
+
+__all__ = ["real"]
 
 
 def mask(*rows):
@@ -39,6 +42,19 @@ def test_what_is_drawn_on_white_has_what_its_lines_enclose():
     ring, corner = mask("####.", "#..#.", "####.", "....."), mask("....#", "....#", "....#", "#####")
     images = torch.where(torch.stack([ring, corner])[:, None], torch.tensor([1.0, 0.2, 1.0])[:, None, None], 0.97)
     assert torch.equal(drawn(images), torch.stack([mask("####.", "####.", "####.", "....."), corner]))
+
+
+def test_pictures_without_masks_get_what_is_drawn_and_others_keep_theirs():
+    own = ImageSet(torch.ones(2, 3, 4, 4), torch.zeros(2, dtype=torch.long), ("one",))
+    own.images[0, :, 1, 2] = 0.5
+    found = masked(own)
+    assert found.masks.nonzero().tolist() == [[0, 1, 2]]
+    assert masked(found) is found
+
+
+@pytest.mark.parametrize(("count", "most", "places"), [(5, 5, [0, 1, 2, 3, 4]), (5, 4, [0, 2, 4]), (7, 2, [0, 4])])
+def test_places_are_spread_over_all(count, most, places):
+    assert spread_out(count, most).tolist() == places
 
 
 def candidates(model, count, key):
@@ -101,6 +117,29 @@ def test_choices_differ_in_what_goes_on_alone():
     assert [cell["choice"] for cell in cells[:2]] == ["dense", "opposite"]
     assert [str(each.schedule) for each in found] == ["", "5:0.77"]
     assert [cell["choice"] for cell in cells][-2:] == ["attention", "oracle"]
+
+
+def test_teachers_of_real_pictures_keep_their_backbone_or_tune_a_part():
+    cells = STUDY.cells(parsed(STUDY, ["--teachers", "self-distilled", "tuned"]))
+    found = {cell["teacher"]: STUDY.compose((*cell.defaults, *cell.overrides)) for cell in cells}
+    assert {name: each.client.training.trainable for name, each in found.items()} == {
+        "self-distilled": "head", "tuned": "last:3",
+    }  # fmt: skip
+    assert {(x.inversion.iterations, str(x.inversion.schedule), x.distillation.trainable) for x in found.values()} == {
+        (12, "2:0.77", "head"),
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("uncounted", "real")
+def test_a_cell_of_real_pictures(tmp_path, monkeypatch):
+    few = attention.TEACHERS["tuned"]._replace(choices=("dense", "oracle"))
+    monkeypatch.setitem(attention.TEACHERS, "tuned", few)
+    small = [word for word in WORDS if not word.startswith(("server.images", "inversion.", "client.training.epochs"))]
+    assert attention.main(["--output", str(tmp_path / "out"), "--teachers", "tuned", "--images", "4", "--smoke", *small,
+                           "client.training.steps=2", "inversion.parametrisation.levels=[4,7]"]) == 0  # fmt: skip
+    dense, oracle = (json.loads(each) for each in (tmp_path / "out" / "pieces.jsonl").read_text().splitlines())
+    assert (dense["kept_fraction"], oracle["data"]) == (1.0, "real")
+    assert oracle["iou_of_masks"] == pytest.approx(oracle["kept_fraction"])  # plain colours are objects all over
 
 
 def line(choice, accuracy, seed=0, **more):

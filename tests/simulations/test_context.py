@@ -58,10 +58,11 @@ def test_a_row_of_each_source(tmp_path):
     ]
     (found,) = table(lines)
     assert found.rows[1:] == [
-        ["dense", "55.0 ± 7.1", "30.0 ± 14.1", "-30.0 ± 14.1", "2.0"],
-        ["real", "70.0", "50.0", "-10.0", ""],
+        ["dense", "55.0 ± 7.1", "30.0 ± 14.1", "-30.0 ± 14.1", "40.0 ± 0.0", "2.0"],
+        ["real", "70.0", "50.0", "-10.0", "30.0", ""],
     ]
     assert "75.0 ± 0.0 % in the mean of the groups, 60.0 ± 0.0 % in the worst" in found.notes[0]
+    assert "leaning on the ground by 20.0 ± 0.0 points" in found.notes[0]
     assert "an IoU of 30.0 ± 0.0 %" in found.notes[0]
     figure(lines).savefig(tmp_path / "context.png")
 

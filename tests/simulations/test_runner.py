@@ -239,8 +239,9 @@ def test_a_page_says_where_each_part_was_measured_if_not_alike():
     cpu = {"data": "digits", "changes": ["server.threads=1"], "environment": {"device_name": "Some CPU"}}
     gpu = {"data": "real", "changes": [], "environment": {"device_name": "Some GPU"}}
     lines = [cpu, gpu, cpu | {"data": "shapes"}]
-    assert places(lines, "data") == " Measured: digits, shapes on Some CPU with `server.threads=1`; real on Some GPU."
+    said = "*digits*, *shapes* on Some CPU with `server.threads=1`; *real* on Some GPU"
+    assert places(lines, "data") == f" Measured: {said}."
     assert places([cpu, cpu | {"data": "shapes"}], "data") == ""
-    assert places([{"changes": []}, gpu], "data") == " Measured: real on Some GPU; the rest on an unnamed device."
+    assert places([{"changes": []}, gpu], "data") == " Measured: *real* on Some GPU; the rest on an unnamed device."
     assert shared_changes([cpu, cpu]) == ["server.threads=1"]
     assert shared_changes(lines) == []
