@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from simulations.methods.report import CONTROLS, spread
-from simulations.runner import Line, Lines, Table, seeds_of
+from simulations.runner import Lines, Table, groups, seeds_of
 from simulations.sources import by_data
 
 
@@ -18,7 +18,7 @@ def table(lines: Lines) -> list[Table]:
 def _table(data: str, lines: Lines) -> Table:
     rows = [["teacher", "patches chosen by", "IoU with the mask, %", "pointing, %", "IoU in synthetic images, %",
              "student accuracy, %", "inversion seconds"]]  # fmt: skip
-    for own in groups(lines):
+    for own in groups(lines, "teacher", "choice").values():
         looks = [spread(percent(own, key)) if key in own[0] else "" for key in ("iou", "pointing", "synthetic_iou")]
         took = [line["inversion_seconds"] for line in own if "inversion_seconds" in line]
         seconds = f"{statistics.fmean(took):.1f}" if took else ""
@@ -26,14 +26,6 @@ def _table(data: str, lines: Lines) -> Table:
             [own[0]["teacher"], own[0]["choice"], *looks, spread(percent(own, "student_test_accuracy")), seconds]
         )
     return Table(f"{data}, seeds {seeds_of(lines)}", rows, [*_bounds(lines), _teachers(lines)])
-
-
-def groups(lines: Lines) -> list[list[Line]]:
-    """Lines by teacher and choice, a line for each seed."""
-    found: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        found.setdefault((line["teacher"], line["choice"]), []).append(line)
-    return list(found.values())
 
 
 def percent(lines: Lines, key: str) -> list[float]:
@@ -80,7 +72,7 @@ def figure(lines: Lines) -> Any:
 
 def _draw(axis: Any, lines: Lines) -> None:
     first = lines[0]["teacher"]
-    for own in groups(lines):
+    for own in groups(lines, "teacher", "choice").values():
         colour = "tab:blue" if own[0]["teacher"] == first else "tab:orange"
         mean, deviation = _moments(percent(own, "student_test_accuracy"))
         if "iou" not in own[0]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from simulations.methods.report import CONTROLS, methods_of, spread
 from simulations.runner import Line, Lines, Table, seeds_of
+from simulations.runner.study import shared_changes
 
 Target = Callable[[Line], float]
 
@@ -133,7 +134,7 @@ def arguments(lines: Lines) -> str:
     """What was asked for, as far as lines tell."""
     conditions = dict.fromkeys(line["condition"] for line in lines)
     seeds = seeds_of([line for line in lines if not is_tuning(line["condition"])])
-    return shlex.join(["--conditions", *conditions, "--seeds", *map(str, seeds), *lines[0].get("changes", [])])
+    return shlex.join(["--conditions", *conditions, "--seeds", *map(str, seeds), *shared_changes(lines)])
 
 
 def figure(lines: Lines) -> Any:

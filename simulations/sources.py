@@ -11,8 +11,7 @@ from simulations import owners
 from simulations.convergence import SMOKE
 from simulations.local_clients import check_clients
 from simulations.methods.report import CONTROLS
-from simulations.runner import Cell, Lines, seeds_of
-from simulations.runner.study import shared_changes
+from simulations.runner import Cell, Line, Lines, asked, groups
 from smi_fed.config import Settings
 from smi_fed.inversion import StopSchedule
 
@@ -99,12 +98,9 @@ def cells_of(words: Mapping[str, Sequence[str]]) -> Callable[[Namespace], list[C
     return cells
 
 
-def by_data(lines: Lines) -> dict[str, Lines]:
+def by_data(lines: Lines) -> dict[str, list[Line]]:
     """Lines by their data; those that do not tell are of shapes."""
-    found: dict[str, Lines] = {}
-    for line in lines:
-        found[line.get("data", "shapes")] = [*found.get(line.get("data", "shapes"), []), line]
-    return found
+    return {data: own for (data,), own in groups([{"data": "shapes", **line} for line in lines], "data").items()}
 
 
 def check(settings: Settings, cell: Cell) -> None:
@@ -117,8 +113,7 @@ def told(option: str, factor: str) -> Callable[[Lines], str]:
 
     def arguments(lines: Lines) -> str:
         values = dict.fromkeys(line.get(factor, "shapes") for line in lines)
-        seeds = map(str, seeds_of(lines))
-        return shlex.join([option, *values, "--seeds", *seeds, *shared_changes(lines)])
+        return f"{shlex.join([option, *values])} {asked(lines)}"
 
     return arguments
 

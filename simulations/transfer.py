@@ -21,15 +21,14 @@ from typing import NamedTuple
 
 import torch
 
-from simulations import owners
 from simulations.convergence import METHODS, SHAPES, SMOKE, rate_of
 from simulations.curve import Curve
 from simulations.latest import Latest
-from simulations.local_clients import check_clients
 from simulations.methods import clients_on, control, invert_all
 from simulations.methods.report import CONTROLS
 from simulations.runner import Cell, Line, Page, Study, command
 from simulations.runner.ledger import digest
+from simulations.sources import check
 from simulations.transfer_report import DENSE, figure, note, table
 from smi_fed.config import Settings
 from smi_fed.data import ImageSet, shared_images
@@ -244,11 +243,6 @@ def _warm(settings: Settings, cell: Cell, school: School) -> None:
 
 
 _WARM: set[str] = set()
-
-
-def check(settings: Settings, cell: Cell) -> None:
-    """Raise SettingError for a teacher or student that cannot be, and where `make real-data` was not."""
-    (owners.check if cell["data"] == "real" else check_clients)(settings, cell)
 
 
 STUDY = Study(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from simulations.methods.report import spread
-from simulations.runner import Line, Lines, Table, seeds_of
+from simulations.runner import Line, Lines, Table, groups, seeds_of
 from smi_fed.convergence import reaches
 
 DENSE = "dense"
@@ -16,16 +16,6 @@ SHARE = 0.9
 
 STEPS, SECONDS, ACCURACY = range(3)
 COLOURS = {"dense": "tab:red", "sparse": "tab:blue", "rebirth": "tab:green", "noise": "tab:gray", "real": "black"}
-
-Key = tuple[str, ...]
-
-
-def groups(lines: Lines, *factors: str) -> dict[Key, list[Line]]:
-    """Lines by their values of some factors, in order of first appearance."""
-    found: dict[Key, list[Line]] = {}
-    for line in lines:
-        found.setdefault(tuple(line[factor] for factor in factors), []).append(line)
-    return found
 
 
 def reached(line: Line, end: float) -> tuple[float, float] | None:

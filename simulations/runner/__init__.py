@@ -5,6 +5,19 @@ It knows neither Flower nor Ray, and Hydra only when settings are composed.
 
 from simulations.runner.ledger import Line, Lines
 from simulations.runner.loop import Outcome, command, run
-from simulations.runner.study import Cell, Page, Study, Table, seeds_of
+from simulations.runner.study import Cell, Page, Study, Table, asked, groups, seeds_of
 
-__all__ = ["Cell", "Line", "Lines", "Outcome", "Page", "Study", "Table", "command", "run", "seeds_of"]
+__all__ = [
+    "Cell",
+    "Line",
+    "Lines",
+    "Outcome",
+    "Page",
+    "Study",
+    "Table",
+    "asked",
+    "command",
+    "groups",
+    "run",
+    "seeds_of",
+]

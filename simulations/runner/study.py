@@ -51,6 +51,19 @@ def seeds_of(lines: Lines) -> list[int]:
     return sorted({line["seed"] for line in lines})
 
 
+def groups(lines: Lines, *factors: str) -> dict[tuple[str, ...], list[Line]]:
+    """Lines by their values of some factors, in order of first appearance."""
+    found: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[factor] for factor in factors), []).append(line)
+    return found
+
+
+def asked(lines: Lines) -> str:
+    """Seeds and overrides, as a command line has them."""
+    return shlex.join(["--seeds", *map(str, seeds_of(lines)), *shared_changes(lines)])
+
+
 def shared_changes(lines: Lines) -> list[str]:
     """The command line's overrides of all lines; none where they differ."""
     (first, *others) = [line.get("changes", []) for line in lines]
@@ -65,9 +78,7 @@ class Page:
     raw: str = "Raw pieces"  # what the link to the kept lines is called
     note: Callable[[Lines], str] = lambda _: "."  # what stands behind the command
     markdown: bool = False  # a table of the page, not as the command prints it
-    arguments: Callable[[Lines], str] = lambda lines: shlex.join(
-        ["--seeds", *map(str, seeds_of(lines)), *shared_changes(lines)]
-    )
+    arguments: Callable[[Lines], str] = asked
 
 
 @dataclass(frozen=True, kw_only=True)
